@@ -1,0 +1,3 @@
+//! The benchmark suite of `docs/benchmarks.md`.
+
+fn main() {}

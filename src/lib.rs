@@ -1,0 +1,6 @@
+//! Tidegate, an IoT edge gateway: MQTT, CoAP and HTTP in, one identity and one policy, a durable queue and a balanced uplink out.
+//!
+//! `ARCHITECTURE.md` is the map. Modules are layered: a module imports only from layers below its own (`tests/architecture.rs` checks it).
+
+pub mod message;
+pub mod units;

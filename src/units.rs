@@ -1,0 +1,285 @@
+//! Quantities as an operator writes them: byte sizes, ages, rates.
+//!
+//! Each type parses from and displays as the text of the configuration, so that what is printed can be pasted back.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A number of bytes: `"1GiB"`, `"64KiB"`, `"500kB"`, or a bare integer. 1 KiB = 1024 bytes, 1 kB = 1000 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct ByteSize(pub u64);
+
+/// A length of time in words: `"90s"`, `"15m"`, `"12h"`, `"7d"`, `"250ms"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Age(pub Duration);
+
+/// A token bucket: `"100/s burst 200"`, `"30/m"`, `"2/h burst 5"`. Without `burst` the burst equals one period's tokens (at least 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Tokens per period, at least 1.
+    pub count: u32,
+    pub period: Period,
+    /// Bucket depth in tokens, at least 1.
+    pub burst: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Period {
+    Second,
+    Minute,
+    Hour,
+}
+
+/// Why a quantity was not understood; `Display` says what would be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidQuantity {
+    pub text: String,
+    pub allowed: &'static str,
+}
+
+impl fmt::Display for InvalidQuantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is not {}", self.text, self.allowed)
+    }
+}
+
+impl std::error::Error for InvalidQuantity {}
+
+impl ByteSize {
+    pub const ALLOWED: &'static str = "a size such as 65536, \"64KiB\", \"1MiB\" or \"1GiB\"";
+
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = InvalidQuantity;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || InvalidQuantity { text: text.to_owned(), allowed: Self::ALLOWED };
+        let trimmed = text.trim();
+        let digits = trimmed.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = trimmed[..digits].parse().map_err(|_| refuse())?;
+        let factor: u64 = match trimmed[digits..].trim_start() {
+            "" | "B" => 1,
+            "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err(refuse()),
+        };
+        number.checked_mul(factor).map(ByteSize).ok_or_else(refuse)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, factor) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+            if self.0 >= factor && self.0.is_multiple_of(factor) {
+                return write!(f, "{}{unit}", self.0 / factor);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+impl Age {
+    pub const ALLOWED: &'static str = "a length of time such as \"250ms\", \"90s\", \"15m\", \"12h\" or \"7d\"";
+
+    pub const fn from_secs(secs: u64) -> Self {
+        Age(Duration::from_secs(secs))
+    }
+}
+
+impl FromStr for Age {
+    type Err = InvalidQuantity;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || InvalidQuantity { text: text.to_owned(), allowed: Self::ALLOWED };
+        let trimmed = text.trim();
+        let digits = trimmed.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = trimmed[..digits].parse().map_err(|_| refuse())?;
+        let secs = |factor: u64| number.checked_mul(factor).map(Duration::from_secs).ok_or_else(refuse);
+        match trimmed[digits..].trim_start() {
+            "ms" => Ok(Age(Duration::from_millis(number))),
+            "s" => secs(1).map(Age),
+            "m" => secs(60).map(Age),
+            "h" => secs(3600).map(Age),
+            "d" => secs(86_400).map(Age),
+            _ => Err(refuse()),
+        }
+    }
+}
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secs = self.0.as_secs();
+        if self.0.subsec_millis() != 0 {
+            return write!(f, "{}ms", self.0.as_millis());
+        }
+        for (unit, factor) in [("d", 86_400), ("h", 3600), ("m", 60)] {
+            if secs >= factor && secs.is_multiple_of(factor) {
+                return write!(f, "{}{unit}", secs / factor);
+            }
+        }
+        write!(f, "{secs}s")
+    }
+}
+
+impl Rate {
+    pub const ALLOWED: &'static str = "a rate such as \"100/s\", \"100/s burst 200\", \"30/m\" or \"2/h\"";
+
+    pub const fn per_second(count: u32, burst: u32) -> Self {
+        Rate { count, period: Period::Second, burst }
+    }
+
+    /// Nanoseconds between two tokens (the emission interval of GCRA), at least 1.
+    pub fn nanos_per_token(self) -> u64 {
+        let period: u64 = match self.period {
+            Period::Second => 1_000_000_000,
+            Period::Minute => 60_000_000_000,
+            Period::Hour => 3_600_000_000_000,
+        };
+        (period / u64::from(self.count.max(1))).max(1)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = InvalidQuantity;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || InvalidQuantity { text: text.to_owned(), allowed: Self::ALLOWED };
+        let mut words = text.split_whitespace();
+        let (count, period) = words.next().and_then(|w| w.split_once('/')).ok_or_else(refuse)?;
+        let count: u32 = count.parse().map_err(|_| refuse())?;
+        let period = match period {
+            "s" => Period::Second,
+            "m" => Period::Minute,
+            "h" => Period::Hour,
+            _ => return Err(refuse()),
+        };
+        let burst = match (words.next(), words.next(), words.next()) {
+            (None, _, _) => count,
+            (Some("burst"), Some(burst), None) => burst.parse().map_err(|_| refuse())?,
+            _ => return Err(refuse()),
+        };
+        if count == 0 || burst == 0 {
+            return Err(refuse());
+        }
+        Ok(Rate { count, period, burst })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let period = match self.period {
+            Period::Second => "s",
+            Period::Minute => "m",
+            Period::Hour => "h",
+        };
+        write!(f, "{}/{period} burst {}", self.count, self.burst)
+    }
+}
+
+/// Text in the configuration: parsed on the way in, displayed on the way out, described for the JSON schema.
+macro_rules! text_in_config {
+    ($type:ty, $schema:expr) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl schemars::JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                $schema
+            }
+        }
+    };
+}
+
+text_in_config!(
+    ByteSize,
+    schemars::json_schema!({ "type": ["string", "integer"], "format": "byte-size", "minimum": 0 })
+);
+text_in_config!(Age, schemars::json_schema!({ "type": "string", "format": "age" }));
+text_in_config!(Rate, schemars::json_schema!({ "type": "string", "format": "rate" }));
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(bytes) => Ok(ByteSize(bytes)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Age {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_quantity_displays_as_text_that_parses_to_itself() {
+        for text in ["0", "1", "64KiB", "1GiB", "3TiB", "1025"] {
+            let size: ByteSize = text.parse().unwrap();
+            assert_eq!(size.to_string(), text);
+        }
+        for text in ["250ms", "90s", "15m", "12h", "7d"] {
+            let age: Age = text.parse().unwrap();
+            assert_eq!(age.to_string(), text);
+        }
+        for text in ["100/s burst 200", "30/m burst 30", "2/h burst 5"] {
+            let rate: Rate = text.parse().unwrap();
+            assert_eq!(rate.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["", "GiB", "-1", "1XB", "99999999999TiB", "1.5GiB"] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+        for text in ["", "7", "d", "1y", "99999999999999999999d"] {
+            assert!(text.parse::<Age>().is_err(), "{text}");
+        }
+        for text in ["", "10", "10/d", "0/s", "1/s burst 0", "1/s burst", "1/s burst 2 3", "-1/s"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_knows_the_time_between_two_tokens() {
+        assert_eq!("100/s".parse::<Rate>().unwrap().nanos_per_token(), 10_000_000);
+        assert_eq!("30/m".parse::<Rate>().unwrap().nanos_per_token(), 2_000_000_000);
+    }
+}
