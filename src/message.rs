@@ -349,6 +349,26 @@ pub trait Completion: Send + Sync {
     fn complete(&self, token: u64, outcome: Result<Receipt, Reject>);
 }
 
+/// Why the gateway ends a session of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The same client connected again: MQTT 5 0x8E.
+    TakenOver,
+    /// The device was revoked or its credential has expired: 0x87.
+    NotAuthorized,
+    /// It did not read its messages for too long: 0x97.
+    TooSlow,
+    /// The gateway stops: 0x8B.
+    ShuttingDown,
+    /// An operator asked for it: 0x98.
+    Administrative,
+}
+
+/// The handle by which a live session is told to end.
+pub trait Control: Send + Sync {
+    fn close(&self, reason: CloseReason);
+}
+
 /// Who is asking, for admission: fixed for the life of a connection or a security context.
 #[derive(Clone, Debug)]
 pub struct Caller {

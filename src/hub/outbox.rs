@@ -1,0 +1,440 @@
+//! One bounded mailbox per session: what other workers and the spool's thread have for it.
+//!
+//! Everything that reaches a session from outside its own task goes through here: messages of its subscriptions, outcomes of
+//! its own publishes (a [`Completion`]), and an order to close. The session's task drains all of it in one lock and turns it
+//! into one write. A push is one lock and at most one wake.
+//!
+//! Three marks bound it. Up to the high-water mark everything is taken. From there on `QoS` 0 is dropped and counted, and
+//! whoever publishes at `QoS` 1 or 2 gets its acknowledgement only after this outbox has drained: a slow subscriber slows its
+//! publishers down instead of losing what they were promised. At the hard bound (four times the mark, reachable only by many
+//! publishers at once) messages are refused.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::message::{CloseReason, Completion, Control, Message, Qos, Receipt, Reject, SessionId};
+
+/// Bounds of one outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutboxLimits {
+    /// High-water mark in messages, at least 1.
+    pub messages_max: usize,
+    /// High-water mark in bytes of [`Message::cost_bytes`], at least 1.
+    pub bytes_max: usize,
+}
+
+/// A message on its way to one subscriber.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub message: Arc<Message>,
+    /// The lower of what was published and what was granted.
+    pub qos: Qos,
+    /// The retain flag as this subscriber is to see it.
+    pub retain: bool,
+    /// The subscriber's own mark, as given with the subscription (a `CoAP` observer, for instance).
+    pub tag: u64,
+    /// How the topic is to be shown: see [`View`].
+    pub view: View,
+    /// MQTT 5 Subscription Identifiers of all subscriptions that matched.
+    pub identifiers: Option<Arc<[u32]>>,
+}
+
+/// How a subscriber sees topics: as they are, or by the device API's short names (`dev/ID/cmd/7/reboot` as `c/7/reboot`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum View {
+    #[default]
+    Canonical,
+    /// The bytes to skip at the front, and the short name to put there.
+    Short { skip: u16, prefix: &'static str },
+}
+
+impl Delivery {
+    /// The topic in the two pieces to be written one after the other.
+    pub fn topic_parts(&self) -> (&'static str, &str) {
+        match self.view {
+            View::Canonical => ("", self.message.topic.as_str()),
+            View::Short { skip, prefix } => {
+                (prefix, self.message.topic.as_str().get(usize::from(skip)..).unwrap_or(""))
+            }
+        }
+    }
+}
+
+/// What one drain brings; kept by the session's task and reused.
+#[derive(Default)]
+pub struct Drained {
+    pub deliveries: VecDeque<Delivery>,
+    pub completions: Vec<(u64, Result<Receipt, Reject>)>,
+    pub close: Option<CloseReason>,
+}
+
+/// How a push ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    Taken,
+    /// Taken, but above the high-water mark: withhold the publisher's acknowledgement ([`Outbox::when_drained`]).
+    Slow,
+    /// Not taken: `QoS` 0 above the mark, or the hard bound, or the session is gone.
+    Dropped,
+}
+
+/// See the module's documentation.
+pub struct Outbox {
+    session: SessionId,
+    limits: OutboxLimits,
+    depth: AtomicUsize,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    queue: VecDeque<Delivery>,
+    bytes: usize,
+    completions: Vec<(u64, Result<Receipt, Reject>)>,
+    close: Option<CloseReason>,
+    waker: Option<Waker>,
+    /// Publishers that wait for this outbox to drain.
+    waiting: Vec<Waiting>,
+    /// Since when it has been above the mark without a drain.
+    slow_since: Option<Instant>,
+    /// No task drains it: a persistent session between two connections. `QoS` 0 is not kept.
+    parked: bool,
+    dropped: u64,
+}
+
+struct Waiting {
+    completion: Arc<dyn Completion>,
+    token: u64,
+    receipt: Receipt,
+}
+
+const HARD_FACTOR: usize = 4;
+
+impl Outbox {
+    pub fn new(session: SessionId, limits: OutboxLimits) -> Self {
+        Outbox {
+            session,
+            limits,
+            depth: AtomicUsize::new(0),
+            inner: Mutex::new(Inner {
+                queue: VecDeque::new(),
+                bytes: 0,
+                completions: Vec::new(),
+                close: None,
+                waker: None,
+                waiting: Vec::new(),
+                slow_since: None,
+                parked: false,
+                dropped: 0,
+            }),
+        }
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Messages waiting; a hint for balancing shared subscriptions.
+    pub fn depth(&self) -> usize {
+        self.depth.load(Ordering::Relaxed)
+    }
+
+    /// Messages dropped since the start.
+    pub fn dropped(&self) -> u64 {
+        self.inner.lock().dropped
+    }
+
+    /// Puts one message in and wakes the session's task if it sleeps.
+    pub fn push(&self, delivery: Delivery, now: Instant) -> Pushed {
+        let cost = delivery.message.cost_bytes();
+        let mut inner = self.inner.lock();
+        let messages = inner.queue.len();
+        let above = messages >= self.limits.messages_max || inner.bytes.saturating_add(cost) > self.limits.bytes_max;
+        let far_above = messages >= self.limits.messages_max.saturating_mul(HARD_FACTOR)
+            || inner.bytes.saturating_add(cost) > self.limits.bytes_max.saturating_mul(HARD_FACTOR);
+        let refuse = match delivery.qos {
+            Qos::AtMostOnce => above || inner.parked,
+            // Nobody drains a parked outbox, so waiting for it would never end.
+            Qos::AtLeastOnce | Qos::ExactlyOnce => far_above || (above && inner.parked),
+        };
+        if refuse || inner.close.is_some() {
+            inner.dropped = inner.dropped.saturating_add(1);
+            if above && inner.slow_since.is_none() {
+                inner.slow_since = Some(now);
+            }
+            return Pushed::Dropped;
+        }
+        if above && inner.slow_since.is_none() {
+            inner.slow_since = Some(now);
+        }
+        inner.queue.push_back(delivery);
+        inner.bytes = inner.bytes.saturating_add(cost);
+        self.depth.store(messages + 1, Ordering::Relaxed);
+        let waker = inner.waker.take();
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if above { Pushed::Slow } else { Pushed::Taken }
+    }
+
+    /// Reports `receipt` to `completion` once the outbox has drained to half its mark, or the session has ended.
+    pub fn when_drained(&self, completion: Arc<dyn Completion>, token: u64, receipt: Receipt) {
+        {
+            let mut inner = self.inner.lock();
+            if !inner.parked && inner.close.is_none() && !self.is_low(&inner) {
+                inner.waiting.push(Waiting { completion, token, receipt });
+                return;
+            }
+        }
+        completion.complete(token, Ok(receipt));
+    }
+
+    /// Takes all there is. Pending until there is something.
+    ///
+    /// At most `deliveries_max` messages are taken at a time, so that one busy session cannot hold its worker.
+    pub fn poll_drain(&self, cx: &mut Context<'_>, into: &mut Drained, deliveries_max: usize) -> Poll<()> {
+        let mut inner = self.inner.lock();
+        self.take(&mut inner, into, deliveries_max);
+        let got = !into.deliveries.is_empty() || !into.completions.is_empty() || into.close.is_some();
+        if !got && !inner.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            inner.waker = Some(cx.waker().clone());
+        }
+        let released = self.release_waiting(&mut inner);
+        drop(inner);
+        for waiting in released {
+            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
+        }
+        if got { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// The same as an async call.
+    ///
+    /// # Cancel safety
+    /// Nothing is taken unless it completes.
+    pub async fn drain(&self, into: &mut Drained, deliveries_max: usize) {
+        std::future::poll_fn(|cx| self.poll_drain(cx, into, deliveries_max)).await;
+    }
+
+    /// Since when the reader has been too slow, if it is: the worker closes such a session after its grace.
+    pub fn slow_since(&self) -> Option<Instant> {
+        self.inner.lock().slow_since
+    }
+
+    /// Leaves the outbox without a reader: queued `QoS` 0 goes, waiting publishers are released.
+    pub fn park(&self) {
+        let mut inner = self.inner.lock();
+        inner.parked = true;
+        inner.waker = None;
+        inner.close = None;
+        inner.slow_since = None;
+        inner.queue.retain(|d| d.qos != Qos::AtMostOnce);
+        inner.bytes = inner.queue.iter().map(|d| d.message.cost_bytes()).sum();
+        self.depth.store(inner.queue.len(), Ordering::Relaxed);
+        let released = std::mem::take(&mut inner.waiting);
+        drop(inner);
+        for waiting in released {
+            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
+        }
+    }
+
+    /// A connection has come back for the session.
+    pub fn unpark(&self) {
+        let mut inner = self.inner.lock();
+        inner.parked = false;
+        inner.completions.clear();
+    }
+
+    fn take(&self, inner: &mut Inner, into: &mut Drained, deliveries_max: usize) {
+        if into.deliveries.is_empty() && inner.queue.len() <= deliveries_max {
+            std::mem::swap(&mut inner.queue, &mut into.deliveries);
+            inner.bytes = 0;
+        } else {
+            let count = deliveries_max.min(inner.queue.len());
+            for delivery in inner.queue.drain(..count) {
+                inner.bytes = inner.bytes.saturating_sub(delivery.message.cost_bytes());
+                into.deliveries.push_back(delivery);
+            }
+        }
+        into.completions.append(&mut inner.completions);
+        into.close = into.close.take().or(inner.close);
+        self.depth.store(inner.queue.len(), Ordering::Relaxed);
+        if self.is_low(inner) {
+            inner.slow_since = None;
+        }
+    }
+
+    fn is_low(&self, inner: &Inner) -> bool {
+        inner.queue.len() <= self.limits.messages_max / 2 && inner.bytes <= self.limits.bytes_max / 2
+    }
+
+    fn release_waiting(&self, inner: &mut Inner) -> Vec<Waiting> {
+        if inner.waiting.is_empty() || !self.is_low(inner) {
+            return Vec::new();
+        }
+        std::mem::take(&mut inner.waiting)
+    }
+}
+
+impl Completion for Outbox {
+    fn complete(&self, token: u64, outcome: Result<Receipt, Reject>) {
+        let mut inner = self.inner.lock();
+        if inner.parked {
+            return;
+        }
+        inner.completions.push((token, outcome));
+        let waker = inner.waker.take();
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Control for Outbox {
+    fn close(&self, reason: CloseReason) {
+        let mut inner = self.inner.lock();
+        inner.close.get_or_insert(reason);
+        let waker = inner.waker.take();
+        let released = std::mem::take(&mut inner.waiting);
+        drop(inner);
+        for waiting in released {
+            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{MessageId, Origin, Protocol, Topic};
+    use bytes::Bytes;
+
+    const LIMITS: OutboxLimits = OutboxLimits { messages_max: 4, bytes_max: 1 << 20 };
+
+    fn delivery(n: u64, qos: Qos) -> Delivery {
+        let message = Message {
+            id: MessageId { epoch: 1, seq: n },
+            ingested_ms: 0,
+            topic: Topic::parse("dev/a/cmd/7/reboot").unwrap(),
+            payload: Bytes::from_static(b"x"),
+            qos,
+            retain: false,
+            origin: Origin { device: None, protocol: Protocol::Gateway, session: None },
+            properties: None,
+        };
+        Delivery { message: Arc::new(message), qos, retain: false, tag: 0, view: View::Canonical, identifiers: None }
+    }
+
+    fn drain(outbox: &Outbox, into: &mut Drained) -> bool {
+        outbox.poll_drain(&mut Context::from_waker(Waker::noop()), into, 100).is_ready()
+    }
+
+    #[derive(Default)]
+    struct Log(Mutex<Vec<u64>>);
+
+    impl Completion for Log {
+        fn complete(&self, token: u64, outcome: Result<Receipt, Reject>) {
+            assert!(outcome.is_ok());
+            self.0.lock().push(token);
+        }
+    }
+
+    #[test]
+    fn messages_come_out_in_the_order_they_went_in() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        for n in 0..3 {
+            assert_eq!(outbox.push(delivery(n, Qos::AtMostOnce), Instant::now()), Pushed::Taken);
+        }
+        let mut drained = Drained::default();
+        assert!(drain(&outbox, &mut drained));
+        assert_eq!(drained.deliveries.iter().map(|d| d.message.id.seq).collect::<Vec<_>>(), [0, 1, 2]);
+        drained.deliveries.clear();
+        assert!(!drain(&outbox, &mut drained));
+    }
+
+    #[test]
+    fn above_the_mark_qos_0_is_dropped_and_qos_1_withholds_the_acknowledgement() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        let now = Instant::now();
+        for n in 0..4 {
+            outbox.push(delivery(n, Qos::AtMostOnce), now);
+        }
+        assert_eq!(outbox.push(delivery(4, Qos::AtMostOnce), now), Pushed::Dropped);
+        assert_eq!(outbox.push(delivery(5, Qos::AtLeastOnce), now), Pushed::Slow);
+        assert_eq!(outbox.slow_since(), Some(now));
+        assert_eq!(outbox.dropped(), 1);
+
+        let log = Arc::new(Log::default());
+        outbox.when_drained(log.clone(), 77, Receipt { id: MessageId::default(), receivers: 1 });
+        assert!(log.0.lock().is_empty());
+        let mut drained = Drained::default();
+        drain(&outbox, &mut drained);
+        assert_eq!(*log.0.lock(), [77]);
+        assert_eq!(drained.deliveries.len(), 5);
+        assert_eq!(outbox.slow_since(), None);
+    }
+
+    #[test]
+    fn the_hard_bound_refuses_even_qos_1() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        let results: Vec<Pushed> =
+            (0..20).map(|n| outbox.push(delivery(n, Qos::AtLeastOnce), Instant::now())).collect();
+        assert_eq!(results.iter().filter(|r| **r != Pushed::Dropped).count(), 16);
+    }
+
+    #[test]
+    fn a_parked_outbox_keeps_qos_1_up_to_its_mark_and_releases_who_waits() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        let now = Instant::now();
+        for n in 0..3 {
+            outbox.push(delivery(n, Qos::AtMostOnce), now);
+        }
+        for n in 3..6 {
+            outbox.push(delivery(n, Qos::AtLeastOnce), now);
+        }
+        let log = Arc::new(Log::default());
+        outbox.when_drained(log.clone(), 1, Receipt { id: MessageId::default(), receivers: 1 });
+        outbox.park();
+        assert_eq!(*log.0.lock(), [1]);
+        assert_eq!(outbox.push(delivery(6, Qos::AtMostOnce), now), Pushed::Dropped);
+        assert_eq!(outbox.push(delivery(7, Qos::AtLeastOnce), now), Pushed::Taken);
+        assert_eq!(outbox.push(delivery(8, Qos::AtLeastOnce), now), Pushed::Dropped);
+        outbox.unpark();
+        let mut drained = Drained::default();
+        drain(&outbox, &mut drained);
+        assert_eq!(drained.deliveries.iter().map(|d| d.message.id.seq).collect::<Vec<_>>(), [3, 4, 5, 7]);
+    }
+
+    #[test]
+    fn a_closed_session_releases_its_publishers_and_takes_nothing_more() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        let now = Instant::now();
+        for n in 0..6 {
+            outbox.push(delivery(n, Qos::AtLeastOnce), now);
+        }
+        let log = Arc::new(Log::default());
+        outbox.when_drained(log.clone(), 9, Receipt { id: MessageId::default(), receivers: 1 });
+        outbox.close(CloseReason::TakenOver);
+        outbox.close(CloseReason::ShuttingDown);
+        assert_eq!(*log.0.lock(), [9]);
+        assert_eq!(outbox.push(delivery(7, Qos::AtLeastOnce), now), Pushed::Dropped);
+        let mut drained = Drained::default();
+        drain(&outbox, &mut drained);
+        assert_eq!(drained.close, Some(CloseReason::TakenOver));
+    }
+
+    #[test]
+    fn a_short_view_shows_the_short_topic() {
+        let mut delivery = delivery(0, Qos::AtMostOnce);
+        delivery.view = View::Short { skip: "dev/a/cmd".len() as u16, prefix: "c" };
+        assert_eq!(delivery.topic_parts(), ("c", "/7/reboot"));
+    }
+}

@@ -1,0 +1,371 @@
+//! The subscription tree: which subscribers want a topic.
+//!
+//! One node per topic level. Matching visits at most the exact, `+` and `#` branches of each level, so its cost is bounded by
+//! the number of levels and of matching filters, not by the number of subscriptions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::message::{Qos, SessionId};
+
+use super::outbox::{Outbox, View};
+
+/// What a subscriber asked for, per filter (MQTT 5 section 3.8.3.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscribeOptions {
+    /// The most that is delivered.
+    pub qos: Qos,
+    /// Not what the same session published.
+    pub no_local: bool,
+    /// Keep the retain flag as published.
+    pub retain_as_published: bool,
+    /// MQTT 5 Subscription Identifier.
+    pub identifier: Option<u32>,
+    pub view: View,
+}
+
+impl Default for SubscribeOptions {
+    fn default() -> Self {
+        SubscribeOptions {
+            qos: Qos::AtMostOnce,
+            no_local: false,
+            retain_as_published: false,
+            identifier: None,
+            view: View::Canonical,
+        }
+    }
+}
+
+/// One subscriber of a topic, all its matching filters folded into one.
+#[derive(Clone)]
+pub struct Target {
+    pub outbox: Arc<Outbox>,
+    pub tag: u64,
+    pub qos: Qos,
+    pub no_local: bool,
+    pub retain_as_published: bool,
+    pub view: View,
+    pub identifiers: Option<Arc<[u32]>>,
+}
+
+/// Who gets a message: every target, and one member of every shared group.
+#[derive(Clone, Default)]
+pub struct Matches {
+    pub targets: Vec<Target>,
+    pub groups: Vec<Arc<[Target]>>,
+}
+
+impl Matches {
+    pub fn is_empty(&self) -> bool {
+        self.targets.is_empty() && self.groups.is_empty()
+    }
+}
+
+/// A filter split into the group of a shared subscription, if it is one, and the filter proper.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Filter {
+    pub group: Option<Box<str>>,
+    pub pattern: Box<str>,
+}
+
+impl Filter {
+    /// Splits `$share/GROUP/PATTERN`. The text is expected to be a valid filter (the protocol engines check it).
+    pub fn parse(text: &str) -> Self {
+        if let Some((group, pattern)) = text.strip_prefix("$share/").and_then(|rest| rest.split_once('/')) {
+            return Filter { group: Some(group.into()), pattern: pattern.into() };
+        }
+        Filter { group: None, pattern: text.into() }
+    }
+}
+
+#[derive(Default)]
+pub struct Tree {
+    root: Node,
+    count: usize,
+}
+
+#[derive(Default)]
+struct Node {
+    children: HashMap<Box<str>, Node>,
+    any: Option<Box<Node>>,
+    /// Subscriptions whose filter ends here.
+    here: Vec<Entry>,
+    /// Subscriptions whose filter ends in `#` here.
+    rest: Vec<Entry>,
+}
+
+struct Entry {
+    outbox: Arc<Outbox>,
+    tag: u64,
+    group: Option<Box<str>>,
+    options: SubscribeOptions,
+}
+
+impl Entry {
+    fn is(&self, session: SessionId, tag: u64, group: Option<&str>) -> bool {
+        self.outbox.session() == session && self.tag == tag && self.group.as_deref() == group
+    }
+}
+
+impl Node {
+    fn is_empty(&self) -> bool {
+        self.children.is_empty() && self.any.is_none() && self.here.is_empty() && self.rest.is_empty()
+    }
+}
+
+impl Tree {
+    /// Subscriptions in the tree.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds or replaces a subscription; true if the subscriber did not have this filter before.
+    pub fn subscribe(&mut self, filter: &Filter, outbox: Arc<Outbox>, tag: u64, options: SubscribeOptions) -> bool {
+        let entries = self.root.entries_mut(&filter.pattern);
+        let group = filter.group.as_deref();
+        match entries.iter_mut().find(|e| e.is(outbox.session(), tag, group)) {
+            Some(entry) => {
+                entry.options = options;
+                entry.outbox = outbox;
+                false
+            }
+            None => {
+                entries.push(Entry { outbox, tag, group: filter.group.clone(), options });
+                self.count += 1;
+                true
+            }
+        }
+    }
+
+    /// Removes a subscription; true if it was there.
+    pub fn unsubscribe(&mut self, filter: &Filter, session: SessionId, tag: u64) -> bool {
+        let levels: Vec<&str> = filter.pattern.split('/').collect();
+        let removed = remove(&mut self.root, &levels, session, tag, filter.group.as_deref());
+        self.count -= usize::from(removed);
+        removed
+    }
+
+    /// Collects who gets a message on `topic`; a subscriber with several matching filters appears once, with the highest `QoS`
+    /// and all identifiers (MQTT 5 section 3.3.4).
+    pub fn matches(&self, topic: &str) -> Matches {
+        let mut found = Found::default();
+        let levels: Vec<&str> = topic.split('/').collect();
+        // [MQTT-4.7.2-1]: a leading wildcard does not match a topic that begins with `$`.
+        visit(&self.root, &levels, topic.starts_with('$'), &mut found);
+        found.fold()
+    }
+}
+
+impl Node {
+    fn entries_mut(&mut self, pattern: &str) -> &mut Vec<Entry> {
+        let mut node = self;
+        for level in pattern.split('/') {
+            node = match level {
+                "#" => return &mut node.rest,
+                "+" => node.any.get_or_insert_default(),
+                level => node.children.entry(level.into()).or_default(),
+            };
+        }
+        &mut node.here
+    }
+}
+
+fn remove(node: &mut Node, levels: &[&str], session: SessionId, tag: u64, group: Option<&str>) -> bool {
+    let take = |entries: &mut Vec<Entry>| {
+        let position = entries.iter().position(|e| e.is(session, tag, group));
+        position.map(|at| entries.swap_remove(at)).is_some()
+    };
+    let Some((level, rest)) = levels.split_first() else { return take(&mut node.here) };
+    match *level {
+        "#" => take(&mut node.rest),
+        "+" => {
+            let Some(child) = &mut node.any else { return false };
+            let removed = remove(child, rest, session, tag, group);
+            if child.is_empty() {
+                node.any = None;
+            }
+            removed
+        }
+        level => {
+            let Some(child) = node.children.get_mut(level) else { return false };
+            let removed = remove(child, rest, session, tag, group);
+            if child.is_empty() {
+                node.children.remove(level);
+            }
+            removed
+        }
+    }
+}
+
+fn visit<'t>(node: &'t Node, levels: &[&str], shield: bool, found: &mut Found<'t>) {
+    // `a/#` matches `a` too (MQTT 5 section 4.7.1.2), so the rest is taken before the end is looked at.
+    if !shield {
+        found.extend(&node.rest);
+    }
+    let Some((level, rest)) = levels.split_first() else { return found.extend(&node.here) };
+    if let Some(child) = node.children.get(*level) {
+        visit(child, rest, false, found);
+    }
+    if let (Some(child), false) = (&node.any, shield) {
+        visit(child, rest, false, found);
+    }
+}
+
+#[derive(Default)]
+struct Found<'t> {
+    plain: Vec<&'t Entry>,
+    shared: Vec<&'t Entry>,
+}
+
+impl<'t> Found<'t> {
+    fn extend(&mut self, entries: &'t [Entry]) {
+        for entry in entries {
+            if entry.group.is_some() { self.shared.push(entry) } else { self.plain.push(entry) }
+        }
+    }
+
+    fn fold(mut self) -> Matches {
+        self.plain.sort_by_key(|e| (e.outbox.session(), e.tag));
+        let mut targets = Vec::with_capacity(self.plain.len());
+        for same in self.plain.chunk_by(|a, b| (a.outbox.session(), a.tag) == (b.outbox.session(), b.tag)) {
+            targets.extend(target(same));
+        }
+        self.shared.sort_by(|a, b| a.group.cmp(&b.group).then(a.outbox.session().cmp(&b.outbox.session())));
+        let groups = self
+            .shared
+            .chunk_by(|a, b| a.group == b.group)
+            .map(|members| members.iter().filter_map(|m| target(&[m])).collect())
+            .collect();
+        Matches { targets, groups }
+    }
+}
+
+fn target(same: &[&Entry]) -> Option<Target> {
+    let first = same.first()?;
+    let identifiers: Vec<u32> = same.iter().filter_map(|e| e.options.identifier).collect();
+    // A client that subscribed by a short name expects that name, unless a canonical filter of its own matches too.
+    let view = same.iter().map(|e| e.options.view).find(|v| *v == View::Canonical).unwrap_or(first.options.view);
+    Some(Target {
+        outbox: first.outbox.clone(),
+        tag: first.tag,
+        qos: same.iter().map(|e| e.options.qos).max().unwrap_or_default(),
+        no_local: same.iter().all(|e| e.options.no_local),
+        retain_as_published: same.iter().any(|e| e.options.retain_as_published),
+        view,
+        identifiers: (!identifiers.is_empty()).then(|| identifiers.into()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outbox::OutboxLimits;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn outbox(n: u64) -> Arc<Outbox> {
+        Arc::new(Outbox::new(SessionId(n), OutboxLimits { messages_max: 10, bytes_max: 10_000 }))
+    }
+
+    fn sessions(tree: &Tree, topic: &str) -> Vec<u64> {
+        tree.matches(topic).targets.iter().map(|t| t.outbox.session().0).collect()
+    }
+
+    fn tree_of(filters: &[&str]) -> Tree {
+        let mut tree = Tree::default();
+        for (n, filter) in filters.iter().enumerate() {
+            tree.subscribe(&Filter::parse(filter), outbox(n as u64), 0, SubscribeOptions::default());
+        }
+        tree
+    }
+
+    #[test]
+    fn wildcards_match_as_the_specification_writes_them() {
+        let tree = tree_of(&["sport/#", "sport/+", "+/+", "/+", "#", "sport", "sport/tennis/+"]);
+        assert_eq!(sessions(&tree, "sport"), [0, 4, 5]);
+        assert_eq!(sessions(&tree, "sport/"), [0, 1, 2, 4]);
+        assert_eq!(sessions(&tree, "/finance"), [2, 3, 4]);
+        assert_eq!(sessions(&tree, "sport/tennis/player1"), [0, 4, 6]);
+    }
+
+    #[test]
+    fn a_leading_wildcard_does_not_see_dollar_topics() {
+        let tree = tree_of(&["#", "+/monitor", "$SYS/#", "$SYS/+"]);
+        assert_eq!(sessions(&tree, "$SYS/monitor"), [2, 3]);
+    }
+
+    #[test]
+    fn overlapping_filters_of_one_session_become_one_target() {
+        let mut tree = Tree::default();
+        let one = outbox(1);
+        for (filter, qos, identifier) in [("a/#", Qos::AtMostOnce, 3), ("a/+", Qos::ExactlyOnce, 5)] {
+            let options = SubscribeOptions { qos, identifier: Some(identifier), ..SubscribeOptions::default() };
+            assert!(tree.subscribe(&Filter::parse(filter), one.clone(), 0, options));
+        }
+        let matches = tree.matches("a/b");
+        assert_eq!(matches.targets.len(), 1);
+        assert_eq!(matches.targets[0].qos, Qos::ExactlyOnce);
+        assert_eq!(matches.targets[0].identifiers.as_deref(), Some(&[3, 5][..]));
+    }
+
+    #[test]
+    fn a_shared_group_is_one_entry_with_all_its_members() {
+        let mut tree = Tree::default();
+        for n in 0..3 {
+            tree.subscribe(&Filter::parse("$share/g/a/#"), outbox(n), 0, SubscribeOptions::default());
+        }
+        tree.subscribe(&Filter::parse("$share/h/a/+"), outbox(7), 0, SubscribeOptions::default());
+        let matches = tree.matches("a/b");
+        assert!(matches.targets.is_empty());
+        assert_eq!(matches.groups.iter().map(|g| g.len()).collect::<Vec<_>>(), [3, 1]);
+    }
+
+    #[test]
+    fn removing_the_last_subscription_leaves_an_empty_tree() {
+        let mut tree = Tree::default();
+        let filters = ["a/b/c", "a/+/c", "a/#", "#", "$share/g/x/y"];
+        for filter in filters {
+            assert!(tree.subscribe(&Filter::parse(filter), outbox(1), 0, SubscribeOptions::default()));
+            assert!(!tree.subscribe(&Filter::parse(filter), outbox(1), 0, SubscribeOptions::default()));
+        }
+        assert_eq!(tree.len(), filters.len());
+        for filter in filters {
+            assert!(tree.unsubscribe(&Filter::parse(filter), SessionId(1), 0));
+            assert!(!tree.unsubscribe(&Filter::parse(filter), SessionId(1), 0));
+        }
+        assert!(tree.is_empty() && tree.root.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn the_tree_agrees_with_matching_one_filter_at_a_time(
+            filters in prop::collection::vec("([ab+]|\\$)?(/[ab+]){0,3}(/#)?", 0..12),
+            topic in "\\$?[ab]?(/[ab]){0,3}",
+        ) {
+            let filters: Vec<&str> = filters.iter().map(String::as_str).filter(|f| !f.is_empty()).collect();
+            let tree = tree_of(&filters);
+            let expected: Vec<u64> = (0..).zip(&filters).filter(|(_, f)| reference_match(f, &topic)).map(|(n, _)| n).collect();
+            prop_assert_eq!(sessions(&tree, &topic), expected);
+        }
+    }
+
+    fn reference_match(filter: &str, topic: &str) -> bool {
+        if topic.starts_with('$') && (filter.starts_with('+') || filter.starts_with('#')) {
+            return false;
+        }
+        let mut topic_levels = topic.split('/');
+        for level in filter.split('/') {
+            if level == "#" {
+                return true;
+            }
+            match topic_levels.next() {
+                Some(t) if level == "+" || level == t => {}
+                _ => return false,
+            }
+        }
+        topic_levels.next().is_none()
+    }
+}
