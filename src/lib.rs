@@ -5,5 +5,9 @@
 pub mod hub;
 pub mod limit;
 pub mod message;
+pub mod network;
+pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 pub mod units;
+pub mod worker;
