@@ -2,7 +2,6 @@
 //!
 //! `ARCHITECTURE.md` is the map. Modules are layered: a module imports only from layers below its own (`tests/architecture.rs` checks it).
 
-pub mod hub;
 pub mod limit;
 pub mod message;
 pub mod network;

@@ -1,4 +1,211 @@
-//! Who hears what: the subscription tree and one bounded outbox per session.
+//! Who hears what: the subscription tree, the last value of every topic, and one bounded [`Outbox`] per session.
+//!
+//! Cost of a publish whose topic the publisher has used before: one comparison of the tree's version, then per subscriber one
+//! lock, one push and at most one wake. Matching runs only when the topic is new to the publisher or subscriptions have changed.
+//!
+//! Deliberately not here: policy (the gateway asks before it subscribes or delivers) and durability (the spool).
 
 pub mod outbox;
 pub mod tree;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Mutex, RwLock};
+use portable_atomic::{AtomicU64, Ordering};
+
+use crate::cache::LastValues;
+use crate::limit;
+use crate::message::{Message, Qos, Reject, SessionId, Topic};
+
+pub use outbox::{Delivery, Drained, Outbox, OutboxLimits, Pushed, View};
+pub use tree::{Filter, Matches, SubscribeOptions, Target};
+
+/// See the module's documentation.
+pub struct Hub {
+    tree: RwLock<tree::Tree>,
+    /// Grows with every change of the tree; a [`Matches`] is good for as long as it stands still.
+    version: AtomicU64,
+    retained: Mutex<LastValues>,
+    /// The latest message of topics that are not retained, for readers; old ones make room.
+    recent: quick_cache::sync::Cache<Topic, Arc<Message>, ByCost>,
+    subscriptions_max: usize,
+    turn: AtomicU64,
+}
+
+#[derive(Clone)]
+struct ByCost;
+
+impl quick_cache::Weighter<Topic, Arc<Message>> for ByCost {
+    fn weight(&self, _: &Topic, message: &Arc<Message>) -> u64 {
+        message.cost_bytes() as u64
+    }
+}
+
+/// How a delivery ended, over all subscribers.
+#[derive(Default)]
+pub struct Delivered {
+    pub receivers: u32,
+    pub dropped: u32,
+}
+
+impl Hub {
+    pub fn new(limits: &limit::Config) -> Self {
+        let recent_bytes = limits.last_values_bytes_max.bytes();
+        let recent_items = usize::try_from(recent_bytes / RECENT_BYTES_TYPICAL).unwrap_or(usize::MAX).max(16);
+        Hub {
+            tree: RwLock::default(),
+            version: AtomicU64::new(1),
+            retained: Mutex::new(LastValues::new(limits)),
+            recent: quick_cache::sync::Cache::with_weighter(recent_items, recent_bytes, ByCost),
+            subscriptions_max: limits.subscriptions_max as usize,
+            turn: AtomicU64::new(0),
+        }
+    }
+
+    /// The version that a [`Matches`] obtained now belongs to.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Who wants `topic`, with the version it holds for. Takes the tree's read lock.
+    pub fn matches(&self, topic: &str) -> (u64, Matches) {
+        let tree = self.tree.read();
+        (self.version(), tree.matches(topic))
+    }
+
+    /// Adds or replaces a subscription; true if it is new.
+    ///
+    /// # Errors
+    /// [`Reject::Full`] at `subscriptions_max`.
+    pub fn subscribe(
+        &self,
+        filter: &Filter,
+        outbox: &Arc<Outbox>,
+        tag: u64,
+        options: SubscribeOptions,
+    ) -> Result<bool, Reject> {
+        let mut tree = self.tree.write();
+        if tree.len() >= self.subscriptions_max {
+            return Err(Reject::Full { limit: "subscriptions_max", retry_after: FULL_RETRY });
+        }
+        let new = tree.subscribe(filter, outbox.clone(), tag, options);
+        self.version.fetch_add(1, Ordering::Release);
+        Ok(new)
+    }
+
+    /// Removes a subscription; true if it was there.
+    pub fn unsubscribe(&self, filter: &Filter, session: SessionId, tag: u64) -> bool {
+        let mut tree = self.tree.write();
+        let removed = tree.unsubscribe(filter, session, tag);
+        self.version.fetch_add(1, Ordering::Release);
+        removed
+    }
+
+    pub fn subscriptions(&self) -> usize {
+        self.tree.read().len()
+    }
+
+    /// Hands `message` to everybody in `matches` and keeps it as the topic's last value.
+    pub fn deliver(&self, message: &Arc<Message>, matches: &Matches, now: Instant) -> Delivered {
+        let mut delivered = Delivered::default();
+        for target in &matches.targets {
+            push(message, target, now, &mut delivered);
+        }
+        for group in &matches.groups {
+            if let Some(target) = self.choose(group) {
+                push(message, target, now, &mut delivered);
+            }
+        }
+        delivered
+    }
+
+    /// A subscriber that is above its mark and would get a message at `qos`, if there is one.
+    pub fn slow_target(&self, matches: &Matches, qos: Qos) -> Option<Arc<Outbox>> {
+        if qos == Qos::AtMostOnce {
+            return None;
+        }
+        let mut acknowledged = matches.targets.iter().filter(|target| target.qos != Qos::AtMostOnce);
+        acknowledged.find(|target| target.outbox.is_above()).map(|target| target.outbox.clone())
+    }
+
+    /// The member of a shared group with the least to do; among equals, in turn.
+    fn choose<'g>(&self, group: &'g [Target]) -> Option<&'g Target> {
+        let start = self.turn.fetch_add(1, Ordering::Relaxed) as usize % group.len().max(1);
+        let in_turn = group.iter().cycle().skip(start).take(group.len());
+        in_turn.min_by_key(|target| target.outbox.depth())
+    }
+
+    /// Keeps `message` as the last value of its topic; an empty retained payload removes it (`[MQTT-3.3.1-6]`).
+    ///
+    /// # Errors
+    /// [`Reject::Full`] when the message is to be retained and the store is at its bound.
+    pub fn remember(&self, message: &Arc<Message>, now_ms: u64) -> Result<(), Reject> {
+        if !message.retain {
+            self.recent.insert(message.topic.clone(), message.clone());
+            return Ok(());
+        }
+        let mut retained = self.retained.lock();
+        if message.payload.is_empty() {
+            retained.remove(&message.topic);
+            drop(retained);
+            self.recent.remove(&message.topic);
+            return Ok(());
+        }
+        retained.insert(message.clone(), now_ms)
+    }
+
+    /// The last value of a topic, retained or not, whichever is later.
+    pub fn last_value(&self, topic: &Topic, now_ms: u64) -> Option<Arc<Message>> {
+        let retained = self.retained.lock().get(topic, now_ms);
+        let recent = self.recent.get(topic).filter(|m| !is_expired(m, now_ms));
+        match (retained, recent) {
+            (Some(a), Some(b)) => Some(if a.id >= b.id { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The retained messages that a new subscription is sent.
+    pub fn retained(&self, filter: &Filter, now_ms: u64) -> Vec<Arc<Message>> {
+        // MQTT 5 section 4.8.2: a shared subscription gets no retained messages.
+        if filter.group.is_some() {
+            return Vec::new();
+        }
+        self.retained.lock().matching(&filter.pattern, now_ms)
+    }
+
+    /// Messages and bytes retained.
+    pub fn retained_counts(&self) -> (usize, usize) {
+        let retained = self.retained.lock();
+        (retained.len(), retained.bytes())
+    }
+}
+
+/// Whether MQTT 5's Message Expiry Interval has passed.
+pub fn is_expired(message: &Message, now_ms: u64) -> bool {
+    let expiry = message.properties.as_ref().and_then(|p| p.expiry_secs);
+    expiry.is_some_and(|secs| now_ms >= message.ingested_ms.saturating_add(u64::from(secs) * 1000))
+}
+
+fn push(message: &Arc<Message>, target: &Target, now: Instant, delivered: &mut Delivered) {
+    if target.no_local && message.origin.session == Some(target.outbox.session()) {
+        return;
+    }
+    let qos = message.qos.min(target.qos);
+    let delivery = Delivery {
+        message: message.clone(),
+        qos,
+        retain: message.retain && target.retain_as_published,
+        tag: target.tag,
+        view: target.view,
+        identifiers: target.identifiers.clone(),
+    };
+    match target.outbox.push(delivery, now) {
+        Pushed::Taken | Pushed::Slow => delivered.receivers += 1,
+        Pushed::Dropped => delivered.dropped += 1,
+    }
+}
+
+const FULL_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
+/// What a sensor's message costs, for sizing the table of recent values; only its initial size depends on it.
+const RECENT_BYTES_TYPICAL: u64 = 512;

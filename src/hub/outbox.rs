@@ -143,6 +143,11 @@ impl Outbox {
         self.depth.load(Ordering::Relaxed)
     }
 
+    /// Whether it is at or above its high-water mark in messages; without a lock.
+    pub fn is_above(&self) -> bool {
+        self.depth() >= self.limits.messages_max
+    }
+
     /// Messages dropped since the start.
     pub fn dropped(&self) -> u64 {
         self.inner.lock().dropped

@@ -78,6 +78,24 @@ impl Filter {
     }
 }
 
+/// Whether a filter without group matches a topic, one at a time (MQTT 5 section 4.7).
+pub fn matches_pattern(pattern: &str, topic: &str) -> bool {
+    if topic.starts_with('$') && (pattern.starts_with('+') || pattern.starts_with('#')) {
+        return false;
+    }
+    let mut levels = topic.split('/');
+    for wanted in pattern.split('/') {
+        if wanted == "#" {
+            return true;
+        }
+        match levels.next() {
+            Some(level) if wanted == "+" || level == wanted => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
 #[derive(Default)]
 pub struct Tree {
     root: Node,
@@ -347,25 +365,8 @@ mod tests {
         ) {
             let filters: Vec<&str> = filters.iter().map(String::as_str).filter(|f| !f.is_empty()).collect();
             let tree = tree_of(&filters);
-            let expected: Vec<u64> = (0..).zip(&filters).filter(|(_, f)| reference_match(f, &topic)).map(|(n, _)| n).collect();
+            let expected: Vec<u64> = (0..).zip(&filters).filter(|(_, f)| matches_pattern(f, &topic)).map(|(n, _)| n).collect();
             prop_assert_eq!(sessions(&tree, &topic), expected);
         }
-    }
-
-    fn reference_match(filter: &str, topic: &str) -> bool {
-        if topic.starts_with('$') && (filter.starts_with('+') || filter.starts_with('#')) {
-            return false;
-        }
-        let mut topic_levels = topic.split('/');
-        for level in filter.split('/') {
-            if level == "#" {
-                return true;
-            }
-            match topic_levels.next() {
-                Some(t) if level == "+" || level == t => {}
-                _ => return false,
-            }
-        }
-        topic_levels.next().is_none()
     }
 }

@@ -156,6 +156,8 @@ pub struct Config {
     #[schemars(range(min = 64, max = 10000000))]
     pub buckets_max: u32,
     // Caches and storage.
+    /// Latest messages of topics that are not retained, kept for `GET /topics/T` and its like. The least used topics go.
+    pub last_values_bytes_max: ByteSize,
     /// Response cache of the request plane. The entry least worth keeping goes.
     pub cache_bytes_max: ByteSize,
     /// All queues on disk together, whatever each `[[forward]]` allows itself. Messages that need the disk are
@@ -221,6 +223,7 @@ impl Default for Config {
             rate_per_address: Rate::per_second(1_000, 2_000),
             auth_rate_per_address: Rate::per_second(10, 50),
             buckets_max: 65_536,
+            last_values_bytes_max: ByteSize(4 << 20),
             cache_bytes_max: ByteSize(8 << 20),
             spool_bytes_max: ByteSize(4 << 30),
             commit_bytes_max: ByteSize(256 << 10),

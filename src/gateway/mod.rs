@@ -1,0 +1,384 @@
+//! L4, the heart: admission for every protocol, and the order of the phases of the message plane.
+//!
+//! A publish goes through: is the device still current → device rate → route (policy, subscribers, sinks; cached per caller) → rule
+//! rate → size → stamp → retain → spool → subscribers → acknowledgement. Each refusal is a [`Reject`], each success a [`Receipt`]; adapters
+//! only render them. What takes time (a commit, a slow subscriber) is reported through the caller's [`Completion`].
+//!
+//! Cost of a repeated publish without forward rule: two atomic loads, one CAS (device bucket), a comparison of the topic, one
+//! allocation for the message and one for its payload, then what the hub costs per subscriber.
+
+mod address;
+mod client;
+mod config;
+mod publish;
+mod subscribe;
+
+use std::any::Any;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use portable_atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::hub::{Filter, Hub, Outbox, OutboxLimits};
+use crate::identity::Identity;
+use crate::limit::{self, AddressKey, KeyedBuckets};
+use crate::message::{
+    Action, Caller, CloseReason, Completion, Control, Device, DeviceId, Message, MessageId, Origin, Protocol, Qos, Receipt,
+    Reject, Topic,
+};
+use crate::policy::{AddressFilter, Policy};
+use crate::session::{Opening, SessionKey, Sessions};
+use crate::spool::{SinkId, Spool};
+use crate::telemetry::meters;
+
+pub use address::{Address, Part};
+pub use client::{Client, Resume};
+pub use config::{Config, Workers};
+pub use publish::{Done, Draft, Published};
+pub use subscribe::{SendRetained, Subscribed};
+
+/// What a reload replaces, all at once.
+pub struct Rules {
+    pub policy: Policy,
+    pub address_filter: AddressFilter,
+    pub limits: limit::Config,
+    /// The role of callers who do not authenticate; empty: there are none.
+    pub anonymous_role: Arc<str>,
+}
+
+struct Snapshot {
+    version: u64,
+    rules: Rules,
+}
+
+/// A forward rule as the gateway needs it: which topics go to which sink.
+pub struct ForwardTopics {
+    pub patterns: Vec<Box<str>>,
+    pub sink: SinkId,
+}
+
+/// See the module's documentation. Shared by all workers.
+pub struct Gateway {
+    config: Config,
+    pub identity: Arc<Identity>,
+    pub hub: Hub,
+    pub sessions: Sessions<Resume>,
+    pub spool: Spool,
+    forwards: Vec<ForwardTopics>,
+    snapshot: ArcSwap<Snapshot>,
+    per_address: KeyedBuckets<AddressKey>,
+    logins_per_address: KeyedBuckets<AddressKey>,
+    per_rule: KeyedBuckets<(u32, u32)>,
+    sequence: AtomicU64,
+    draining: AtomicBool,
+    started: Instant,
+}
+
+/// A session that is to begin.
+pub struct Open<'a> {
+    /// None for an anonymous caller.
+    pub device: Option<Arc<Device>>,
+    pub protocol: Protocol,
+    pub peer: SocketAddr,
+    /// The client's own name for the session: MQTT's Client Identifier, otherwise the peer's address.
+    pub client: &'a str,
+    /// Discards what an earlier session left.
+    pub clean: bool,
+    pub mailbox: Mailbox,
+}
+
+/// Where a session's messages go.
+pub enum Mailbox {
+    /// An outbox of its own, drained by its own task.
+    Own,
+    /// One outbox for many sessions of a worker (`CoAP`), told apart by their tags; `control` ends this one.
+    Shared { outbox: Arc<Outbox>, control: Arc<dyn Control> },
+}
+
+/// A session that has begun.
+pub struct Opened {
+    pub client: Client,
+    /// The engine's state of the session that continues; `None` if it is new.
+    pub resumed: Option<Box<dyn Any + Send>>,
+}
+
+/// What is to be kept of a session that ends.
+pub struct Keep {
+    pub state: Box<dyn Any + Send>,
+    /// `None`: for as long as the gateway runs.
+    pub expiry: Option<Duration>,
+}
+
+impl Gateway {
+    pub fn new(
+        config: Config,
+        identity: Arc<Identity>,
+        spool: Spool,
+        forwards: Vec<ForwardTopics>,
+        rules: Rules,
+        now: Instant,
+    ) -> Self {
+        let limits = &rules.limits;
+        Gateway {
+            hub: Hub::new(limits),
+            sessions: Sessions::new(limits.sessions_max as usize, limits.persistent_sessions_max as usize),
+            per_address: KeyedBuckets::new(limits.buckets_max as usize),
+            logins_per_address: KeyedBuckets::new(limits.buckets_max as usize),
+            per_rule: KeyedBuckets::new(limits.buckets_max as usize),
+            config,
+            identity,
+            spool,
+            forwards,
+            snapshot: ArcSwap::from_pointee(Snapshot { version: 1, rules }),
+            sequence: AtomicU64::new(1),
+            draining: AtomicBool::new(false),
+            started: now,
+        }
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The limits now in force.
+    pub fn limits(&self) -> limit::Config {
+        self.snapshot.load().rules.limits.clone()
+    }
+
+    /// Calls `look` with the rules now in force.
+    pub fn with_rules<T>(&self, look: impl FnOnce(&Rules) -> T) -> T {
+        look(&self.snapshot.load().rules)
+    }
+
+    /// Puts new rules in force for every message from now on.
+    pub fn replace_rules(&self, rules: Rules) {
+        let version = self.snapshot.load().version + 1;
+        self.snapshot.store(Arc::new(Snapshot { version, rules }));
+    }
+
+    /// Nanoseconds since the start, as the buckets count them.
+    pub fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Admits a peer by its address alone: once per connection, and per request of an unauthenticated peer.
+    ///
+    /// # Errors
+    /// [`Reject::Forbidden`] by the address filter, [`Reject::TooFast`] over `rate_per_address`.
+    pub fn admit_address(&self, peer: IpAddr, now: Instant) -> Result<(), Reject> {
+        let snapshot = self.snapshot.load();
+        if !snapshot.rules.address_filter.allows(peer) {
+            return Err(Reject::Forbidden { rule: None });
+        }
+        let rate = snapshot.rules.limits.rate_per_address;
+        self.per_address
+            .check(&AddressKey::from(peer), self.nanos(now), rate, 1)
+            .map_err(|retry_after| Reject::TooFast { limit: "rate_per_address", retry_after })
+    }
+
+    /// Admits one attempt to authenticate, before any signature is verified.
+    ///
+    /// # Errors
+    /// [`Reject::TooFast`] over `auth_rate_per_address`.
+    pub fn admit_login(&self, peer: IpAddr, now: Instant) -> Result<(), Reject> {
+        let rate = self.snapshot.load().rules.limits.auth_rate_per_address;
+        self.logins_per_address
+            .check(&AddressKey::from(peer), self.nanos(now), rate, 1)
+            .map_err(|retry_after| Reject::TooFast { limit: "auth_rate_per_address", retry_after })
+    }
+
+    /// The role of a caller who does not authenticate.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] unless the configuration names one.
+    pub fn anonymous_role(&self) -> Result<Arc<str>, Reject> {
+        let role = self.snapshot.load().rules.anonymous_role.clone();
+        if role.is_empty() { Err(Reject::Unauthenticated) } else { Ok(role) }
+    }
+
+    /// Begins a session; a live one of the same client is taken over.
+    ///
+    /// # Errors
+    /// [`Reject::Full`] at `sessions_max`, [`Reject::ShuttingDown`], [`Reject::Unauthenticated`] for an anonymous caller where there are none.
+    ///
+    /// # Cancel safety
+    /// Nothing has begun unless it completes.
+    pub async fn open(&self, open: Open<'_>, now: Instant) -> Result<Opened, Reject> {
+        if self.is_draining() {
+            return Err(Reject::ShuttingDown);
+        }
+        let role = match &open.device {
+            Some(device) => device.role.clone(),
+            None => self.anonymous_role()?,
+        };
+        let registry_version = self.identity.registry_version();
+        let limits = self.outbox_limits();
+        let key = SessionKey {
+            device: open.device.as_ref().map(|d| d.id.clone()),
+            protocol: open.protocol,
+            client: open.client.into(),
+        };
+        let opening =
+            Opening { key, device: open.device.as_ref(), peer: open.peer, clean: open.clean, now, now_ms: wall_ms() };
+        let mut own = None;
+        let opened = self
+            .sessions
+            .open(opening, |id, resumed| match open.mailbox {
+                Mailbox::Shared { outbox, control } => {
+                    own = Some(outbox);
+                    control
+                }
+                Mailbox::Own => {
+                    let outbox = resumed.map_or_else(|| Arc::new(Outbox::new(id, limits)), |r: &Resume| r.outbox.clone());
+                    own = Some(outbox.clone());
+                    outbox
+                }
+            })
+            .await?;
+        if let Some(discarded) = opened.discarded {
+            self.discard(discarded);
+        }
+        meters().of(open.protocol).sessions.increment(1);
+        let (filters, resumed) = match opened.resumed {
+            Some(resume) => {
+                resume.outbox.unpark();
+                (resume.filters, Some(resume.state))
+            }
+            None => (Vec::new(), None),
+        };
+        let session = opened.session;
+        // `control` always ran: it is what made the session.
+        let outbox = own.unwrap_or_else(|| Arc::new(Outbox::new(session.id, limits)));
+        if let (true, Some(device)) = (opened.first_of_device, &open.device) {
+            self.announce_presence(&device.id, Some(open.protocol), now);
+        }
+        let caller = Caller { device: open.device, role, protocol: open.protocol, peer: open.peer, session: session.id };
+        let client = Client {
+            caller,
+            session,
+            outbox,
+            routes: client::Routes::default(),
+            registry_version,
+            filters,
+            scratch: String::new(),
+        };
+        Ok(Opened { client, resumed })
+    }
+
+    /// Ends a session, keeping what the protocol asks to keep.
+    pub fn close(&self, client: Client, keep: Option<Keep>, now: Instant) {
+        let Client { session, outbox, filters, caller, .. } = client;
+        meters().of(caller.protocol).sessions.decrement(1);
+        let keep = match keep {
+            Some(keep) => {
+                outbox.park();
+                let expires = keep.expiry.map(|expiry| now + expiry);
+                Some((Resume { outbox, filters, state: keep.state }, expires))
+            }
+            None => {
+                self.remove_subscriptions(&outbox, &filters);
+                None
+            }
+        };
+        let (last_of_device, refused) = self.sessions.close(&session, keep);
+        if let Some(resume) = refused {
+            tracing::warn!(session = session.id.0, "persistent_sessions_max reached, session state dropped");
+            self.discard(resume);
+        }
+        if let (true, Some(device)) = (last_of_device, &caller.device) {
+            self.announce_presence(&device.id, None, now);
+        }
+    }
+
+    /// Checks that the caller's credential still holds, as after every change of the registry.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] once the device is revoked, disabled or has other keys.
+    pub fn check_current(&self, client: &mut Client) -> Result<(), Reject> {
+        let version = self.identity.registry_version();
+        if client.registry_version == version {
+            return Ok(());
+        }
+        if let Some(device) = &client.caller.device
+            && !self.identity.is_current(device)
+        {
+            return Err(Reject::Unauthenticated);
+        }
+        client.registry_version = version;
+        Ok(())
+    }
+
+    /// The work of every second: expired sessions, idle buckets, revoked devices, slow readers.
+    pub fn tick(&self, now: Instant) {
+        let nanos = self.nanos(now);
+        for resume in self.sessions.sweep(now, nanos) {
+            self.discard(resume);
+        }
+        for buckets in [&self.per_address, &self.logins_per_address] {
+            buckets.sweep(nanos, BUCKETS_SWEPT);
+        }
+        self.per_rule.sweep(nanos, BUCKETS_SWEPT);
+        self.sessions.close_where(CloseReason::NotAuthorized, |session| {
+            session.device.as_ref().is_some_and(|device| !self.identity.is_current(device))
+        });
+    }
+
+    /// Refuses new sessions and messages from now on, and tells the live sessions to end.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.sessions.close_where(CloseReason::ShuttingDown, |_| true);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    fn outbox_limits(&self) -> OutboxLimits {
+        let snapshot = self.snapshot.load();
+        let limits = &snapshot.rules.limits;
+        OutboxLimits {
+            messages_max: limits.outbox_messages_max as usize,
+            bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn discard(&self, resume: Resume) {
+        self.remove_subscriptions(&resume.outbox, &resume.filters);
+    }
+
+    fn remove_subscriptions(&self, outbox: &Outbox, filters: &[(Filter, u64)]) {
+        for (filter, tag) in filters {
+            self.hub.unsubscribe(filter, outbox.session(), *tag);
+        }
+    }
+
+    fn announce_presence(&self, device: &DeviceId, protocol: Option<Protocol>, now: Instant) {
+        if !self.config.presence || self.is_draining() {
+            return;
+        }
+        let payload = match protocol {
+            Some(protocol) => format!(r#"{{"online":true,"protocol":"{}","since_ms":{}}}"#, protocol.as_str(), wall_ms()),
+            None => format!(r#"{{"online":false,"since_ms":{}}}"#, wall_ms()),
+        };
+        if let Ok(topic) = Topic::parse(&format!("dev/{device}/presence"))
+            && let Err(reject) = self.emit(topic, payload.into(), true, now)
+        {
+            tracing::debug!(device = device.as_str(), reason = %reject, "presence not announced");
+        }
+    }
+
+    fn message_id(&self) -> MessageId {
+        MessageId { epoch: self.spool.epoch(), seq: self.sequence.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+/// The wall clock, milliseconds since 1970; 0 before that.
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Buckets looked at per second and shard: keeps the sweep short, and a full table is swept within a minute.
+const BUCKETS_SWEPT: usize = 256;

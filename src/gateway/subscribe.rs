@@ -1,0 +1,157 @@
+//! Subscribing and reading.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::publish::forbidden;
+use super::{Action, Address, Client, Gateway, Message, Reject, Topic, wall_ms};
+use crate::hub::{Delivery, Filter, SubscribeOptions};
+use crate::message::Qos;
+
+/// When a new subscription is sent the retained messages (MQTT 5 section 3.8.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendRetained {
+    Always,
+    IfNew,
+    Never,
+}
+
+/// A granted subscription.
+pub struct Subscribed {
+    pub qos: Qos,
+    /// The retained messages that match, to be sent after the grant.
+    pub retained: Vec<Delivery>,
+}
+
+impl Gateway {
+    /// Subscribes a caller to `text`, a topic filter or a name of the device API (see [`Address::from_mqtt`]).
+    /// The filter has to be valid; `tag` tells the caller's own subscriptions apart.
+    ///
+    /// # Errors
+    /// [`Reject::Forbidden`] by policy, [`Reject::Full`] at a bound; counted here.
+    pub fn subscribe(
+        &self,
+        client: &mut Client,
+        text: &str,
+        tag: u64,
+        options: SubscribeOptions,
+        send: SendRetained,
+        now: Instant,
+    ) -> Result<Subscribed, Reject> {
+        let result = self.try_subscribe(client, text, tag, options, send, now);
+        if let Err(reject) = &result {
+            self.note_reject(client, reject);
+        }
+        result
+    }
+
+    fn try_subscribe(
+        &self,
+        client: &mut Client,
+        text: &str,
+        tag: u64,
+        mut options: SubscribeOptions,
+        send: SendRetained,
+        now: Instant,
+    ) -> Result<Subscribed, Reject> {
+        if self.is_draining() {
+            return Err(Reject::ShuttingDown);
+        }
+        self.check_current(client)?;
+        let snapshot = self.snapshot.load();
+        let now_ms = wall_ms();
+        client.seen(now_ms);
+        self.charge(client, &snapshot, now)?;
+        let filter = self.canonical_filter(client, text)?;
+        let decision = self.decide(client, &snapshot, Action::Subscribe, &filter.pattern, 0, now_ms);
+        if !decision.allow {
+            return Err(forbidden(&snapshot, &decision));
+        }
+        let limits = &snapshot.rules.limits;
+        let is_new = !client.is_subscribed(&filter, tag);
+        if is_new && client.subscriptions() >= limits.subscriptions_per_session_max as usize {
+            let retry_after = std::time::Duration::from_secs(60);
+            return Err(Reject::Full { limit: "subscriptions_per_session_max", retry_after });
+        }
+        options.view = Address::view(&Filter::parse(text).pattern, client.caller.device.as_ref().map(|d| &d.id));
+        let granted = options.clone();
+        self.hub.subscribe(&filter, &client.outbox, tag, options)?;
+        let wanted = match send {
+            SendRetained::Always => true,
+            SendRetained::IfNew => is_new,
+            SendRetained::Never => false,
+        };
+        let retained = if wanted { self.retained_for(&filter, tag, &granted, now_ms) } else { Vec::new() };
+        if is_new {
+            client.filters.push((filter, tag));
+        }
+        Ok(Subscribed { qos: granted.qos, retained })
+    }
+
+    fn retained_for(&self, filter: &Filter, tag: u64, granted: &SubscribeOptions, now_ms: u64) -> Vec<Delivery> {
+        let identifiers: Option<Arc<[u32]>> = granted.identifier.map(|id| [id].into());
+        let messages = self.hub.retained(filter, now_ms).into_iter();
+        messages
+            .map(|message| Delivery {
+                qos: message.qos.min(granted.qos),
+                retain: true,
+                tag,
+                view: granted.view,
+                identifiers: identifiers.clone(),
+                message,
+            })
+            .collect()
+    }
+
+    /// Ends a subscription; true if there was one.
+    pub fn unsubscribe(&self, client: &mut Client, text: &str, tag: u64) -> bool {
+        let Ok(filter) = self.canonical_filter(client, text) else { return false };
+        client.filters.retain(|(f, t)| !(*f == filter && *t == tag));
+        self.hub.unsubscribe(&filter, client.outbox.session(), tag)
+    }
+
+    /// The last value of a topic.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`], [`Reject::Forbidden`], [`Reject::TooFast`], [`Reject::Malformed`]; counted here.
+    pub fn read(&self, client: &mut Client, address: Address<'_>, now: Instant) -> Result<Arc<Message>, Reject> {
+        let result = self.try_read(client, address, now);
+        if let Err(reject) = &result {
+            self.note_reject(client, reject);
+        }
+        result
+    }
+
+    fn try_read(&self, client: &mut Client, address: Address<'_>, now: Instant) -> Result<Arc<Message>, Reject> {
+        self.check_current(client)?;
+        let snapshot = self.snapshot.load();
+        let now_ms = wall_ms();
+        client.seen(now_ms);
+        self.charge(client, &snapshot, now)?;
+        let device = client.caller.device.clone();
+        let mut buffer = String::new();
+        let text = address.canonical(device.as_ref().map(|d| &d.id), &mut buffer)?;
+        let topic = Topic::parse(text).map_err(|_| Reject::Malformed { what: "not a topic" })?;
+        let decision = self.decide(client, &snapshot, Action::Read, text, 0, now_ms);
+        if !decision.allow {
+            return Err(forbidden(&snapshot, &decision));
+        }
+        self.check_decision(client, &decision, 0, now)?;
+        self.hub.last_value(&topic, now_ms).ok_or(Reject::NotFound)
+    }
+
+    /// Whether policy lets the caller read `topic`, for listings; not counted, not charged.
+    pub fn may_read(&self, client: &Client, topic: &str) -> bool {
+        let snapshot = self.snapshot.load();
+        self.decide(client, &snapshot, Action::Read, topic, 0, wall_ms()).allow
+    }
+
+    fn canonical_filter(&self, client: &Client, text: &str) -> Result<Filter, Reject> {
+        let mut filter = Filter::parse(text);
+        let device = client.caller.device.as_ref().map(|d| &d.id);
+        let mut buffer = String::new();
+        let pattern: Box<str> = Address::from_mqtt(&filter.pattern).canonical(device, &mut buffer)?.into();
+        filter.pattern = pattern;
+        Ok(filter)
+    }
+}
