@@ -5,6 +5,7 @@
 pub mod limit;
 pub mod message;
 pub mod network;
+pub mod policy;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;
