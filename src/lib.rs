@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` is the map. Modules are layered: a module imports only from layers below its own (`tests/architecture.rs` checks it).
 
 pub mod limit;
+pub mod listener;
 pub mod message;
 pub mod network;
 pub mod policy;
