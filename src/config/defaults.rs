@@ -70,7 +70,7 @@ fn ordered(fields: &Map<String, Json>) -> Vec<(&String, &Json)> {
 fn describe(out: &mut String, prefix: &str, schema: &Schema, field: &Json) {
     let resolved = schema.resolve(field);
     let text = field.get("description").or_else(|| resolved.get("description")).and_then(Json::as_str).unwrap_or("");
-    comment(out, prefix, &format!("{text}\nAllowed: {}.", schema.describe(field)));
+    comment(out, prefix, &format!("{text}\n\nAllowed: {}.", schema.describe(field)));
 }
 
 /// The default of one field as the schema gives it, as TOML; nothing if it has none.
@@ -95,7 +95,7 @@ fn toml_of(value: &Json) -> String {
 /// Text as comment lines of at most 120 columns.
 fn comment(out: &mut String, prefix: &str, text: &str) {
     const COLUMNS: usize = 118;
-    for paragraph in text.lines().filter(|l| !l.trim().is_empty()) {
+    for paragraph in text.split("\n\n").filter(|l| !l.trim().is_empty()) {
         let mut line = String::new();
         for word in paragraph.split_whitespace() {
             if !line.is_empty() && prefix.len() + line.len() + word.len() + 1 > COLUMNS {

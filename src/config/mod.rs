@@ -31,6 +31,10 @@ use schema::Schema;
 pub struct Config {
     /// The gateway itself: who it is and where it keeps its data.
     pub gateway: gateway::Config,
+    /// Every limit. What happens when one is reached is said at each.
+    pub limits: crate::limit::Config,
+    /// Logs.
+    pub telemetry: crate::telemetry::Config,
 }
 
 /// A configuration that may run.

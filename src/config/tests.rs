@@ -95,7 +95,7 @@ fn every_problem_is_reported_at_once_with_line_key_value_and_what_is_allowed() {
          4:12: error: gateway.data_dir = 7: wrong type, this is an integer; allowed: a path\n\
          5:21: error: gateway.device_api_prefix = \"iot/\": not a path prefix; allowed: text such as \"/iot\": begins with `/`, \
          does not end with it\n\
-         7:2: error: gatewya: unknown key; allowed: gateway; did you mean `gateway`?\n"
+         7:2: error: gatewya: unknown key; allowed: gateway, limits, telemetry; did you mean `gateway`?\n"
     );
 }
 
