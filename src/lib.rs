@@ -5,7 +5,6 @@
 pub mod cache;
 pub mod cli;
 pub mod config;
-pub mod hub;
 pub mod limit;
 pub mod listener;
 pub mod message;
