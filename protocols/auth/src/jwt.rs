@@ -202,7 +202,7 @@ impl<'a> Unverified<'a> {
         if claims.jti.is_empty() {
             return Err(JwtError::Malformed);
         }
-        let life_secs = claims.exp.0.checked_sub(claims.iat.0).unwrap_or(0);
+        let life_secs = claims.exp.0.saturating_sub(claims.iat.0);
         if life_secs == 0 || life_secs > expected.life_secs_max {
             return Err(JwtError::LifeTooLong);
         }

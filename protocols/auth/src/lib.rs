@@ -32,6 +32,8 @@ pub use keys::{GatewayId, InvalidKey, KeyId, PublicKey, SecretKey};
 pub use token::{Token, TokenError, TokenKey};
 pub use transcript::{CbType, Proto, TooLong, Transcript};
 pub use used_set::{NotFresh, UsedSet};
+/// Wipes what it holds when it is dropped.
+pub use zeroize::Zeroizing;
 
 /// A signature as it travels.
 pub type Signature = [u8; 64];

@@ -53,6 +53,12 @@ impl UsedSet {
         }
     }
 
+    /// Changes the bounds. What is over a smaller one stays until it expires, and nothing is added until then.
+    pub const fn set_bounds(&mut self, entries_max: usize, per_owner_max: usize) {
+        self.entries_max = entries_max;
+        self.per_owner_max = per_owner_max;
+    }
+
     pub fn len(&self) -> usize {
         self.ids.len()
     }
