@@ -7,6 +7,7 @@ pub mod limit;
 pub mod message;
 pub mod network;
 pub mod policy;
+pub mod spool;
 pub mod tasks;
 pub mod telemetry;
 pub mod tls;
