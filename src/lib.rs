@@ -2,8 +2,12 @@
 //!
 //! `ARCHITECTURE.md` is the map. Modules are layered: a module imports only from layers below its own (`tests/architecture.rs` checks it).
 
+pub mod cache;
+pub mod cli;
+pub mod config;
 pub mod identity;
 pub mod limit;
+pub mod listener;
 pub mod message;
 pub mod network;
 pub mod policy;

@@ -2,6 +2,7 @@
 //!
 //! Knows no protocol's encoding and no upstream. Everything here is cheap to clone.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -109,6 +110,13 @@ impl Topic {
 impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Equality, order and hash are those of the text, so that maps keyed by topic are searched with a `&str`.
+impl Borrow<str> for Topic {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -12,11 +12,9 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
@@ -24,65 +22,6 @@ use crate::tasks::Tasks;
 
 /// Pending connections per socket; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-
-/// How many workers: `"auto"` is one per available core.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Count {
-    #[default]
-    Auto,
-    Fixed(NonZeroUsize),
-}
-
-impl Count {
-    pub const ALLOWED: &'static str = "\"auto\" or a number from 1 to 256";
-    const MAX: usize = 256;
-
-    /// The number meant on this machine.
-    pub fn get(self) -> usize {
-        match self {
-            Count::Auto => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(Self::MAX),
-            Count::Fixed(count) => count.get(),
-        }
-    }
-}
-
-impl Serialize for Count {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Count::Auto => serializer.serialize_str("auto"),
-            Count::Fixed(count) => serializer.serialize_u64(count.get() as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Number(usize),
-            Text(String),
-        }
-        let refuse = || serde::de::Error::custom(format_args!("expected {}", Count::ALLOWED));
-        match Written::deserialize(deserializer).map_err(|_| refuse())? {
-            Written::Text(text) if text == "auto" => Ok(Count::Auto),
-            Written::Number(number) if number <= Count::MAX => {
-                NonZeroUsize::new(number).map(Count::Fixed).ok_or_else(refuse)
-            }
-            _ => Err(refuse()),
-        }
-    }
-}
-
-impl schemars::JsonSchema for Count {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "WorkerCount".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": ["string", "integer"], "minimum": 1, "maximum": 256 })
-    }
-}
 
 /// What kind of socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -410,16 +349,5 @@ mod tests {
         .unwrap();
         assert_eq!(workers.join(), Err(WorkerDied));
         assert_eq!(told.try_recv(), Ok(()));
-    }
-
-    #[test]
-    fn the_number_of_workers_is_auto_or_a_sensible_number() {
-        let parse = serde_json::from_str::<Count>;
-        assert_eq!(parse("\"auto\"").unwrap(), Count::Auto);
-        assert_eq!(parse("4").unwrap().get(), 4);
-        for bad in ["0", "257", "\"four\"", "-1", "true"] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-        assert!(Count::Auto.get() >= 1);
     }
 }

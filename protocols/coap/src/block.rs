@@ -76,12 +76,14 @@ pub(crate) enum Direction {
     Down,
 }
 
+/// Code and content format of an answer on its way down.
+pub(crate) type Head = (u8, Option<u16>);
+
 #[derive(Debug)]
 struct Body {
     of: (PeerKey, u64, Direction),
     bytes: Vec<u8>,
-    /// Code and content format of an answer on its way down.
-    answer: (u8, Option<u16>),
+    answer: Head,
     expires: Instant,
 }
 
@@ -170,19 +172,12 @@ impl Bodies {
     }
 
     /// Keeps an answer whose first block goes out now, for the requests of the others.
-    pub fn keep(
-        &mut self,
-        now: Instant,
-        peer: PeerKey,
-        key: u64,
-        answer: (u8, Option<u16>),
-        bytes: &[u8],
-    ) -> Result<(), Untaken> {
+    pub fn keep(&mut self, now: Instant, peer: PeerKey, key: u64, answer: Head, bytes: &[u8]) -> Result<(), Untaken> {
         self.put(now, (peer, key, Direction::Down), bytes.to_vec(), answer)
     }
 
     /// A kept answer.
-    pub fn kept(&self, peer: PeerKey, key: u64) -> Option<((u8, Option<u16>), &[u8])> {
+    pub fn kept(&self, peer: PeerKey, key: u64) -> Option<(Head, &[u8])> {
         let body = self.rows.get(*self.by_key.get(&(peer, key, Direction::Down))?)?;
         Some((body.answer, &body.bytes))
     }
@@ -217,7 +212,7 @@ impl Bodies {
         now: Instant,
         of: (PeerKey, u64, Direction),
         bytes: Vec<u8>,
-        answer: (u8, Option<u16>),
+        answer: Head,
     ) -> Result<(), Untaken> {
         self.remove(of);
         if bytes.len() > self.body_bytes_max {

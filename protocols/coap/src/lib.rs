@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
 //! A CoAP server engine without IO: RFC 7252 with Observe (RFC 7641), block-wise transfer (RFC 7959), No-Response (RFC 7967),
-//! and Echo (RFC 9175).
+//! Echo (RFC 9175), and CoAP over TCP (RFC 8323).
 //!
 //! Datagrams go in with the time and the peer; requests come out as borrowed views; answers, acknowledgements, retransmissions and
 //! notifications come out of [`Endpoint::poll_output`]. There is no clock, socket, task or source of randomness in here: the caller passes
@@ -24,6 +24,7 @@ mod peer;
 mod request;
 mod response;
 mod slots;
+pub mod tcp;
 pub mod uri;
 
 pub use block::Block;

@@ -214,7 +214,8 @@ impl Endpoint {
         let peer = PeerKey::new(observer.of.peer);
         let must_wait = observer.in_flight.is_some() || !observer.queue.is_empty() || self.outgoing.is_busy(peer);
         let confirm = matches!(notification.delivery, Delivery::Each { .. });
-        if !must_wait && !(confirm && self.outgoing.is_full()) {
+        let is_possible = !confirm || !self.outgoing.is_full();
+        if !must_wait && is_possible {
             self.send_notification(now, id, notification);
             return Ok(());
         }

@@ -4,6 +4,8 @@
 //! forgets an exchange when it is answered or given up. The application answers at once, late, or very late. A failure prints the seed that
 //! replays it: `SIMULATION_SEED=n cargo test -p tidegate-coap --test simulation`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -109,6 +109,11 @@ impl<M: Outgoing> Connection<M> {
             return false;
         }
         let bytes_max = match self.phase {
+            Phase::AwaitConnect if input.first().is_some_and(|first| *first != 0x10) => {
+                // Said before the packet is whole: a stranger that does not speak MQTT is not waited for.
+                self.fail(Error::Protocol("first packet is not CONNECT"), out);
+                return true;
+            }
             Phase::AwaitConnect | Phase::Challenged => self.config.connect_bytes_max,
             Phase::Connected => self.config.packet_bytes_max,
             Phase::Deciding | Phase::Closed => return false,
@@ -121,11 +126,6 @@ impl<M: Outgoing> Connection<M> {
                 return true;
             }
         };
-        if self.phase == Phase::AwaitConnect && frame.first != 0x10 {
-            // Said before the packet is whole: a stranger that does not speak MQTT is not waited for.
-            self.fail(Error::Protocol("first packet is not CONNECT"), out);
-            return true;
-        }
         if input.len() < frame.packet_bytes {
             // A large packet is read into one piece without growing step by step.
             input.reserve(frame.packet_bytes - input.len());
@@ -272,19 +272,24 @@ impl<M: Outgoing> Connection<M> {
     /// After the connection is closed, this still records that a QoS 2 message was accepted, for the session.
     pub fn ack(&mut self, handle: Handle, reason: Reason, text: Option<&str>, out: &mut BytesMut) {
         let text = text.filter(|_| self.version == Version::V5 && self.problem_info).map(Box::from);
-        let open = self.phase == Phase::Connected;
-        let version = self.version;
+        if let Some(inbound) = &mut self.inbound {
+            inbound.answer(handle, reason, text);
+            self.answer_ready(out);
+        }
+    }
+
+    /// Writes the acknowledgements whose turn has come.
+    fn answer_ready(&mut self, out: &mut BytesMut) {
+        let (version, open) = (self.version, self.phase == Phase::Connected);
         let packet_bytes_max = self.packet_bytes_max as usize;
         let Some(inbound) = &mut self.inbound else { return };
-        inbound.answer(handle, reason, text);
         while let Some(ready) = inbound.next_ready(|reason| kept(version, reason)) {
             if !open {
                 continue;
             }
             let first = if ready.qos == Qos::ExactlyOnce { 0x50 } else { 0x40 };
             let reason = if ready.reason.in_puback() { ready.reason } else { Reason::UnspecifiedError };
-            // Three bytes of framing may be left out: an estimate that is never too small.
-            let list = reason_string(ready.text.as_deref(), packet_bytes_max.saturating_sub(8));
+            let list = reason_string(ready.text.as_deref(), packet_bytes_max.saturating_sub(16));
             let packet = Ack { packet_id: ready.id, reason, properties: list.as_properties() };
             // The list is within its limits, so it is always written.
             let _ = ack(first, &packet, version, out);

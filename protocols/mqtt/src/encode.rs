@@ -207,16 +207,16 @@ pub(crate) const fn publish_first(dup: bool, qos: Qos, retain: bool) -> u8 {
     0x30 | (dup as u8) << 3 | (qos as u8) << 1 | retain as u8
 }
 
-/// Fixed header, topic and packet identifier of a PUBLISH, in one append of at most seven bytes and one of the topic.
+/// Fixed header, topic (in two pieces) and packet identifier of a PUBLISH. On an error nothing was written.
 #[inline]
 pub(crate) fn publish_head(
     first: u8,
     body_bytes: usize,
-    topic: &str,
+    (prefix, topic): (&str, &str),
     packet_id: Option<PacketId>,
     out: &mut BytesMut,
 ) -> Result<(), EncodeError> {
-    let topic_bytes = u16::try_from(topic.len()).map_err(|_| EncodeError::TooLarge)?.to_be_bytes();
+    let topic_bytes = u16::try_from(prefix.len() + topic.len()).map_err(|_| EncodeError::TooLarge)?.to_be_bytes();
     if body_bytes > VARINT_MAX {
         return Err(EncodeError::TooLarge);
     }
@@ -229,6 +229,9 @@ pub(crate) fn publish_head(
         out.put_u8(first);
         put_varint(out, body_bytes)?;
         out.put_slice(&topic_bytes);
+    }
+    if !prefix.is_empty() {
+        out.put_slice(prefix.as_bytes());
     }
     out.put_slice(topic.as_bytes());
     if let Some(id) = packet_id {
@@ -244,7 +247,7 @@ fn publish(p: &Publish<'_>, version: Version, out: &mut BytesMut) -> Result<(), 
     let list = if version == Version::V5 { properties_bytes(p.properties) } else { 0 };
     let id = if p.packet_id.is_some() { 2 } else { 0 };
     let body = 2 + p.topic.len() + id + list + p.payload.len();
-    publish_head(publish_first(p.dup, p.qos, p.retain), body, p.topic, p.packet_id, out)?;
+    publish_head(publish_first(p.dup, p.qos, p.retain), body, ("", p.topic), p.packet_id, out)?;
     if version == Version::V5 {
         properties(p.properties, out)?;
     }

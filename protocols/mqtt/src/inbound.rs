@@ -11,6 +11,8 @@ use crate::reason::Reason;
 pub(crate) struct Inbound {
     /// In the order of the PUBLISHes; answers leave from the front (`[MQTT-4.6.0-2]`, `[MQTT-4.6.0-3]`).
     slots: VecDeque<Slot>,
+    /// How many of the slots are repetitions.
+    repeats: usize,
     /// Handle of the first slot; the others follow one by one.
     first: u64,
     /// QoS 2 identifiers between PUBREC and PUBREL, sorted.
@@ -24,6 +26,8 @@ struct Slot {
     id: PacketId,
     qos: Qos,
     answer: Option<Answer>,
+    /// A repetition of a message that is in `unreleased`: answered at once, but in its turn.
+    repeat: bool,
 }
 
 #[derive(Debug)]
@@ -44,10 +48,8 @@ pub(crate) struct Ready {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     New(Handle),
-    /// A repetition of a QoS 2 message that the application still decides about.
-    Undecided,
-    /// A repetition of a QoS 2 message that was accepted.
-    Accepted,
+    /// A repetition of a QoS 2 message: answered with it, or next in turn.
+    Repeated,
 }
 
 impl Inbound {
@@ -64,17 +66,25 @@ impl Inbound {
         self.unreleased.len()
     }
 
+    /// Messages that count against the Receive Maximum: those without an answer, and QoS 2 ones without PUBREL.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.repeats + self.unreleased.len()
+    }
+
     pub(crate) fn admit(&mut self, id: PacketId, qos: Qos) -> Admission {
         if qos == Qos::ExactlyOnce {
-            if self.unreleased.binary_search(&id).is_ok() {
-                return Admission::Accepted;
-            }
             if self.slots.iter().any(|s| s.id == id && s.qos == Qos::ExactlyOnce) {
-                return Admission::Undecided;
+                return Admission::Repeated;
+            }
+            if self.unreleased.binary_search(&id).is_ok() {
+                let answer = Some(Answer { reason: Reason::Success, text: None });
+                self.slots.push_back(Slot { id, qos, answer, repeat: true });
+                self.repeats += 1;
+                return Admission::Repeated;
             }
         }
         let handle = Handle(self.first.wrapping_add(self.slots.len() as u64));
-        self.slots.push_back(Slot { id, qos, answer: None });
+        self.slots.push_back(Slot { id, qos, answer: None, repeat: false });
         Admission::New(handle)
     }
 
@@ -91,10 +101,12 @@ impl Inbound {
     /// The next acknowledgement in order, when it is decided. `kept` says whether a QoS 2 identifier stays taken after this answer.
     pub(crate) fn next_ready(&mut self, kept: impl Fn(Reason) -> bool) -> Option<Ready> {
         self.slots.front()?.answer.as_ref()?;
-        let Slot { id, qos, answer } = self.slots.pop_front()?;
+        let Slot { id, qos, answer, repeat } = self.slots.pop_front()?;
         self.first = self.first.wrapping_add(1);
+        self.repeats -= usize::from(repeat);
         let Answer { reason, text } = answer?;
-        if qos == Qos::ExactlyOnce && kept(reason) {
+        // A repetition whose original was released meanwhile must not take the identifier again.
+        if qos == Qos::ExactlyOnce && kept(reason) && !repeat {
             self.keep(id);
         }
         Some(Ready { id, qos, reason, text })
@@ -137,7 +149,7 @@ impl Inbound {
     /// What a resumed session needs. Messages without an answer are forgotten: the client sends them again, and the application has not accepted them.
     pub(crate) fn into_unreleased(mut self, kept: impl Fn(Reason) -> bool) -> Vec<PacketId> {
         for slot in std::mem::take(&mut self.slots) {
-            if slot.qos == Qos::ExactlyOnce && slot.answer.is_some_and(|a| kept(a.reason)) {
+            if slot.qos == Qos::ExactlyOnce && !slot.repeat && slot.answer.is_some_and(|a| kept(a.reason)) {
                 self.keep(slot.id);
             }
         }

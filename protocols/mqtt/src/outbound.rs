@@ -13,8 +13,13 @@ use crate::session::Stage;
 
 /// A message as the application keeps it. Cloned once for each QoS 1 or 2 delivery, so it should be a reference count.
 pub trait Outgoing: Clone {
-    /// A valid topic name.
+    /// A valid topic name, or the rest of one that begins with `topic_prefix`.
     fn topic(&self) -> &str;
+
+    /// What to write before `topic`, so that a name can be shown differently without being copied.
+    fn topic_prefix(&self) -> &str {
+        ""
+    }
 
     fn payload(&self) -> &[u8];
 
@@ -179,17 +184,17 @@ impl<M: Outgoing> Outbound<M> {
         now: Instant,
         out: &mut BytesMut,
     ) -> bool {
-        let topic = message.topic();
-        let known = self.aliases.iter().position(|t| **t == *topic);
+        let (prefix, topic) = (message.topic_prefix(), message.topic());
+        let known = self.aliases.iter().position(|t| t.strip_prefix(prefix) == Some(topic));
         let index = known.unwrap_or(self.aliases.len());
         // An alias is worth its three bytes only for a topic that is longer.
         let alias = match u16::try_from(index + 1) {
-            Ok(alias) if alias <= terms.aliases_max && topic.len() > 3 => alias,
+            Ok(alias) if alias <= terms.aliases_max && prefix.len() + topic.len() > 3 => alias,
             _ => return write(message, first, id, None, terms, now, out),
         };
         let written = write(message, first, id, Some((alias, known.is_some())), terms, now, out);
         if written && known.is_none() {
-            self.aliases.push(topic.into());
+            self.aliases.push([prefix, topic].concat().into());
         }
         written
     }
@@ -222,15 +227,15 @@ pub(crate) fn write<M: Outgoing>(
     out: &mut BytesMut,
 ) -> bool {
     let payload = message.payload();
-    let topic = match alias {
-        Some((_, true)) => "",
-        _ => message.topic(),
+    let (prefix, topic) = match alias {
+        Some((_, true)) => ("", ""),
+        _ => (message.topic_prefix(), message.topic()),
     };
-    let mut body = 2 + topic.len() + if id.is_some() { 2 } else { 0 } + payload.len();
+    let mut body = 2 + prefix.len() + topic.len() + if id.is_some() { 2 } else { 0 } + payload.len();
     if terms.version == Version::V311 {
         // A 3.1.1 client cannot say how much it takes; the protocol's own limit stands.
         return body <= VARINT_MAX
-            && publish_head(first, body, topic, id, out).map(|()| out.put_slice(payload)).is_ok();
+            && publish_head(first, body, (prefix, topic), id, out).map(|()| out.put_slice(payload)).is_ok();
     }
     let mut sink = PropertySink::measure();
     message.properties(now, &mut sink);
@@ -239,7 +244,7 @@ pub(crate) fn write<M: Outgoing>(
     if body > VARINT_MAX || 1 + varint_bytes(body) + body > terms.packet_bytes_max {
         return false;
     }
-    if publish_head(first, body, topic, id, out).is_err() {
+    if publish_head(first, body, (prefix, topic), id, out).is_err() {
         return false;
     }
     // Below VARINT_MAX, so it is always written.

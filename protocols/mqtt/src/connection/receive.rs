@@ -170,11 +170,11 @@ impl<M: Outgoing> Connection<M> {
     /// Finds a place for a QoS 1 or 2 message; None when it is a repetition and needs no event.
     fn admit(&mut self, id: PacketId, qos: Qos, out: &mut BytesMut) -> Result<Option<crate::Handle>, Error> {
         let inbound = self.inbound.get_or_insert_default();
-        let (waiting, unreleased) = (inbound.waiting(), inbound.unreleased());
+        let (in_flight, unreleased) = (inbound.in_flight(), inbound.unreleased());
         match inbound.admit(id, qos) {
             Admission::New(handle) => {
                 let max = self.config.receive_maximum;
-                if self.version == Version::V5 && waiting + unreleased >= usize::from(max) {
+                if self.version == Version::V5 && in_flight >= usize::from(max) {
                     return Err(Error::ReceiveMaximum { max });
                 }
                 // A 3.1.1 client is paused instead, but nothing paces its PUBRELs.
@@ -186,9 +186,8 @@ impl<M: Outgoing> Connection<M> {
                 }
                 Ok(Some(handle))
             }
-            Admission::Undecided => Ok(None),
-            Admission::Accepted => {
-                self.reply(0x50, id, Reason::Success, out);
+            Admission::Repeated => {
+                self.answer_ready(out);
                 Ok(None)
             }
         }
