@@ -21,14 +21,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use portable_atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::hub::{Filter, Hub, Outbox, OutboxLimits};
+use crate::hub::Hub;
 use crate::identity::Identity;
 use crate::limit::{self, AddressKey, KeyedBuckets};
 use crate::message::{
     Action, Caller, CloseReason, Completion, Control, Device, DeviceId, Message, MessageId, Origin, Protocol, Qos, Receipt,
     Reject, Topic,
 };
-use crate::policy::{AddressFilter, Policy};
+use crate::policy::Policy;
+use crate::policy::address::AddressFilter;
 use crate::session::{Opening, SessionKey, Sessions};
 use crate::spool::{SinkId, Spool};
 use crate::telemetry::meters;
@@ -38,6 +39,10 @@ pub use client::{Client, Resume};
 pub use config::{Config, Workers};
 pub use publish::{Done, Draft, Published};
 pub use subscribe::{SendRetained, Subscribed};
+
+// What adapters need of the layers below, so that they import the gateway alone.
+pub use crate::hub::{Delivery, Drained, Filter, Outbox, OutboxLimits, SubscribeOptions, View, is_expired};
+pub use crate::session::Session;
 
 /// What a reload replaces, all at once.
 pub struct Rules {
@@ -169,7 +174,7 @@ impl Gateway {
     /// [`Reject::Forbidden`] by the address filter, [`Reject::TooFast`] over `rate_per_address`.
     pub fn admit_address(&self, peer: IpAddr, now: Instant) -> Result<(), Reject> {
         let snapshot = self.snapshot.load();
-        if !snapshot.rules.address_filter.allows(peer) {
+        if !snapshot.rules.address_filter.permits(peer) {
             return Err(Reject::Forbidden { rule: None });
         }
         let rate = snapshot.rules.limits.rate_per_address;
@@ -320,6 +325,7 @@ impl Gateway {
             buckets.sweep(nanos, BUCKETS_SWEPT);
         }
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
+        self.hub.expire(wall_ms());
         self.sessions.close_where(CloseReason::NotAuthorized, |session| {
             session.device.as_ref().is_some_and(|device| !self.identity.is_current(device))
         });

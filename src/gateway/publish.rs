@@ -103,7 +103,7 @@ impl Gateway {
             .and_then(|topic| self.route(client, &snapshot, topic, draft.payload.len(), now_ms));
         client.scratch = scratch;
         let Routed { topic, decision, matches, sinks } = routed?;
-        self.check_decision(client, &decision, draft.payload.len(), now)?;
+        self.check_decision(client, &snapshot, &decision, draft.payload.len(), now)?;
 
         let message = Arc::new(Message {
             id: self.message_id(),
@@ -151,7 +151,7 @@ impl Gateway {
             }
             return Ok(Routed {
                 topic: route.topic.clone(),
-                decision: route.decision.clone(),
+                decision: route.decision,
                 matches: route.matches.clone(),
                 sinks: route.sinks.clone(),
             });
@@ -169,7 +169,7 @@ impl Gateway {
         }
         let action = if commanded(topic).is_some() { Action::Command } else { Action::Publish };
         let decision = self.decide(client, snapshot, action, topic, size, now_ms);
-        if !decision.allow {
+        if !decision.is_allowed() {
             return Err(forbidden(snapshot, &decision));
         }
         let (tree_version, matches) = self.hub.matches(topic);
@@ -177,7 +177,7 @@ impl Gateway {
         if decision.cacheable {
             client.routes.insert(Route {
                 topic: parsed.clone(),
-                decision: decision.clone(),
+                decision,
                 matches: matches.clone(),
                 sinks: sinks.clone(),
                 tree_version,
@@ -200,7 +200,7 @@ impl Gateway {
             role: &client.caller.role,
             action,
             resource,
-            size,
+            size: size as u64,
             minute_of_day: self.minute_of_day(now_ms),
             protocol: client.caller.protocol,
         })
@@ -210,6 +210,7 @@ impl Gateway {
     pub(super) fn check_decision(
         &self,
         client: &Client,
+        snapshot: &Snapshot,
         decision: &Decision,
         size: usize,
         now: Instant,
@@ -219,10 +220,12 @@ impl Gateway {
         {
             return Err(Reject::TooLarge { limit: "bytes_max", bytes_max });
         }
-        let Some((rule, rate)) = decision.rule.zip(decision.rate) else { return Ok(()) };
+        let Some((index, rate)) = decision.rate.and_then(|index| Some((index, snapshot.rules.policy.rate(index)?))) else {
+            return Ok(());
+        };
         let device = client.caller.device.as_ref().map_or(u32::MAX, |d| d.index);
         self.per_rule
-            .check(&(rule.0, device), self.nanos(now), rate, 1)
+            .check(&(index.0, device), self.nanos(now), rate, 1)
             .map_err(|retry_after| Reject::TooFast { limit: "rate", retry_after })
     }
 
@@ -279,7 +282,7 @@ impl Gateway {
         let mut pending = false;
         if !sinks.is_empty() {
             let report = completion.clone().map(|completion| (completion, token));
-            let accepted = self.spool.append(message.clone(), sinks, report, receipt.receivers)?;
+            let accepted = self.spool.append(&message, sinks, report, receipt.receivers)?;
             pending = accepted == Accepted::Pending;
             if let (Accepted::Done, Some(completion), Some(_)) = (accepted, &completion, &slow) {
                 // One half of the join is done already.
@@ -307,7 +310,7 @@ struct Routed {
 }
 
 pub(super) fn forbidden(snapshot: &Snapshot, decision: &Decision) -> Reject {
-    Reject::Forbidden { rule: decision.rule.and_then(|rule| snapshot.rules.policy.rule_name(rule)) }
+    Reject::Forbidden { rule: decision.rule.and_then(|rule| snapshot.rules.policy.rule_name(rule).cloned()) }
 }
 
 /// Copies a small payload out of the connection's read buffer, which it would otherwise keep alive as a whole.

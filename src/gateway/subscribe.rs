@@ -64,7 +64,7 @@ impl Gateway {
         self.charge(client, &snapshot, now)?;
         let filter = self.canonical_filter(client, text)?;
         let decision = self.decide(client, &snapshot, Action::Subscribe, &filter.pattern, 0, now_ms);
-        if !decision.allow {
+        if !decision.is_allowed() {
             return Err(forbidden(&snapshot, &decision));
         }
         let limits = &snapshot.rules.limits;
@@ -133,17 +133,17 @@ impl Gateway {
         let text = address.canonical(device.as_ref().map(|d| &d.id), &mut buffer)?;
         let topic = Topic::parse(text).map_err(|_| Reject::Malformed { what: "not a topic" })?;
         let decision = self.decide(client, &snapshot, Action::Read, text, 0, now_ms);
-        if !decision.allow {
+        if !decision.is_allowed() {
             return Err(forbidden(&snapshot, &decision));
         }
-        self.check_decision(client, &decision, 0, now)?;
+        self.check_decision(client, &snapshot, &decision, 0, now)?;
         self.hub.last_value(&topic, now_ms).ok_or(Reject::NotFound)
     }
 
     /// Whether policy lets the caller read `topic`, for listings; not counted, not charged.
     pub fn may_read(&self, client: &Client, topic: &str) -> bool {
         let snapshot = self.snapshot.load();
-        self.decide(client, &snapshot, Action::Read, topic, 0, wall_ms()).allow
+        self.decide(client, &snapshot, Action::Read, topic, 0, wall_ms()).is_allowed()
     }
 
     fn canonical_filter(&self, client: &Client, text: &str) -> Result<Filter, Reject> {

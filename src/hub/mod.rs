@@ -147,17 +147,17 @@ impl Hub {
         }
         let mut retained = self.retained.lock();
         if message.payload.is_empty() {
-            retained.remove(&message.topic);
+            retained.remove(message.topic.as_str());
             drop(retained);
             self.recent.remove(&message.topic);
             return Ok(());
         }
-        retained.insert(message.clone(), now_ms)
+        retained.insert(message, now_ms)
     }
 
     /// The last value of a topic, retained or not, whichever is later.
     pub fn last_value(&self, topic: &Topic, now_ms: u64) -> Option<Arc<Message>> {
-        let retained = self.retained.lock().get(topic, now_ms);
+        let retained = self.retained.lock().get(topic.as_str(), now_ms).cloned();
         let recent = self.recent.get(topic).filter(|m| !is_expired(m, now_ms));
         match (retained, recent) {
             (Some(a), Some(b)) => Some(if a.id >= b.id { a } else { b }),
@@ -165,17 +165,22 @@ impl Hub {
         }
     }
 
-    /// The retained messages that a new subscription is sent.
+    /// The retained messages that a new subscription is sent, at most [`RETAINED_SENT_MAX`].
     pub fn retained(&self, filter: &Filter, now_ms: u64) -> Vec<Arc<Message>> {
         // MQTT 5 section 4.8.2: a shared subscription gets no retained messages.
         if filter.group.is_some() {
             return Vec::new();
         }
-        self.retained.lock().matching(&filter.pattern, now_ms)
+        self.retained.lock().matching(&filter.pattern, now_ms, RETAINED_SENT_MAX)
+    }
+
+    /// Forgets retained messages whose time is over.
+    pub fn expire(&self, now_ms: u64) {
+        self.retained.lock().expire(now_ms);
     }
 
     /// Messages and bytes retained.
-    pub fn retained_counts(&self) -> (usize, usize) {
+    pub fn retained_counts(&self) -> (usize, u64) {
         let retained = self.retained.lock();
         (retained.len(), retained.bytes())
     }
@@ -206,6 +211,8 @@ fn push(message: &Arc<Message>, target: &Target, now: Instant, delivered: &mut D
     }
 }
 
+/// Bounds what one SUBSCRIBE makes the gateway collect; above the default of `retained_messages_max`.
+const RETAINED_SENT_MAX: usize = 100_000;
 const FULL_RETRY: std::time::Duration = std::time::Duration::from_secs(10);
 /// What a sensor's message costs, for sizing the table of recent values; only its initial size depends on it.
 const RECENT_BYTES_TYPICAL: u64 = 512;
