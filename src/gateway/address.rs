@@ -107,7 +107,9 @@ impl<'a> Address<'a> {
                 }
             }
             Address::Device(Part::State, Some(_)) => Err(Reject::Malformed { what: "state has no parts" }),
-            Address::Device(Part::Telemetry | Part::Event | Part::Command | Part::State, _) | Address::Topic(_) => Ok(()),
+            Address::Device(Part::Telemetry | Part::Event | Part::Command | Part::State, _) | Address::Topic(_) => {
+                Ok(())
+            }
         }
     }
 

@@ -25,11 +25,11 @@ use crate::hub::Hub;
 use crate::identity::Identity;
 use crate::limit::{self, AddressKey, KeyedBuckets};
 use crate::message::{
-    Action, Caller, CloseReason, Completion, Control, Device, DeviceId, Message, MessageId, Origin, Protocol, Qos, Receipt,
-    Reject, Topic,
+    Action, Caller, CloseReason, Completion, Control, Device, DeviceId, Message, MessageId, Origin, Protocol, Qos,
+    Receipt, Reject, Topic,
 };
 use crate::policy::Policy;
-use crate::policy::address::AddressFilter;
+use crate::policy::address::Config as AddressFilter;
 use crate::session::{Opening, SessionKey, Sessions};
 use crate::spool::{SinkId, Spool};
 use crate::telemetry::meters;
@@ -236,7 +236,8 @@ impl Gateway {
                     control
                 }
                 Mailbox::Own => {
-                    let outbox = resumed.map_or_else(|| Arc::new(Outbox::new(id, limits)), |r: &Resume| r.outbox.clone());
+                    let outbox =
+                        resumed.map_or_else(|| Arc::new(Outbox::new(id, limits)), |r: &Resume| r.outbox.clone());
                     own = Some(outbox.clone());
                     outbox
                 }
@@ -259,7 +260,8 @@ impl Gateway {
         if let (true, Some(device)) = (opened.first_of_device, &open.device) {
             self.announce_presence(&device.id, Some(open.protocol), now);
         }
-        let caller = Caller { device: open.device, role, protocol: open.protocol, peer: open.peer, session: session.id };
+        let caller =
+            Caller { device: open.device, role, protocol: open.protocol, peer: open.peer, session: session.id };
         let client = Client {
             caller,
             session,
@@ -365,7 +367,9 @@ impl Gateway {
             return;
         }
         let payload = match protocol {
-            Some(protocol) => format!(r#"{{"online":true,"protocol":"{}","since_ms":{}}}"#, protocol.as_str(), wall_ms()),
+            Some(protocol) => {
+                format!(r#"{{"online":true,"protocol":"{}","since_ms":{}}}"#, protocol.as_str(), wall_ms())
+            }
             None => format!(r#"{{"online":false,"since_ms":{}}}"#, wall_ms()),
         };
         if let Ok(topic) = Topic::parse(&format!("dev/{device}/presence"))
@@ -388,3 +392,6 @@ pub fn wall_ms() -> u64 {
 
 /// Buckets looked at per second and shard: keeps the sweep short, and a full table is swept within a minute.
 const BUCKETS_SWEPT: usize = 256;
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,8 @@ use portable_atomic::{AtomicU8, Ordering};
 use super::address::{commanded, is_reserved};
 use super::client::Route;
 use super::{
-    Action, Address, Client, Completion, Gateway, Message, Origin, Protocol, Qos, Receipt, Reject, Snapshot, Topic, meters,
-    wall_ms,
+    Action, Address, Client, Completion, Gateway, Message, Origin, Protocol, Qos, Receipt, Reject, Snapshot, Topic,
+    meters, wall_ms,
 };
 use crate::hub::tree::matches_pattern;
 use crate::message::Properties;
@@ -220,7 +220,8 @@ impl Gateway {
         {
             return Err(Reject::TooLarge { limit: "bytes_max", bytes_max });
         }
-        let Some((index, rate)) = decision.rate.and_then(|index| Some((index, snapshot.rules.policy.rate(index)?))) else {
+        let Some((index, rate)) = decision.rate.and_then(|index| Some((index, snapshot.rules.policy.rate(index)?)))
+        else {
             return Ok(());
         };
         let device = client.caller.device.as_ref().map_or(u32::MAX, |d| d.index);

@@ -14,7 +14,7 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 use portable_atomic::{AtomicU64, Ordering};
 
-use crate::cache::LastValues;
+use crate::cache::last_value::LastValues;
 use crate::limit;
 use crate::message::{Message, Qos, Reject, SessionId, Topic};
 
