@@ -5,12 +5,15 @@
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod gateway;
+pub mod hub;
 pub mod identity;
 pub mod limit;
 pub mod listener;
 pub mod message;
 pub mod network;
 pub mod policy;
+pub mod session;
 pub mod spool;
 pub mod tasks;
 pub mod telemetry;
