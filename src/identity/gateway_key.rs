@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tidegate_auth::keyfile::{public_to_pem, secret_from_text, secret_to_pem};
 use tidegate_auth::{GatewayId, PublicKey, SecretKey, Zeroizing};
@@ -87,9 +87,7 @@ pub fn read_secret(path: &Path) -> Result<SecretKey, Error> {
 /// # Errors
 /// With kind `AlreadyExists` if it does, and if it cannot be written.
 pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let draft = path.with_file_name(name);
+    let draft = draft_of(path)?;
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&draft)?;
         file.write_all(bytes)?;
@@ -102,6 +100,13 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     written.map_err(Error::io("write", path))?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("write", folder))
+}
+
+/// A name beside `path` that nobody else has.
+pub(super) fn draft_of(path: &Path) -> Result<PathBuf, Error> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", tidegate_auth::text::hex(&super::random::<8>()?)));
+    Ok(path.with_file_name(name))
 }
 
 /// Room for a key's text up front, so that reading it leaves no copy behind in a smaller buffer.

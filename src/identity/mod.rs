@@ -25,6 +25,8 @@ mod snapshot;
 mod watch;
 
 #[cfg(test)]
+mod store_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::Path;

@@ -420,9 +420,7 @@ fn connect(path: &Path) -> Result<Connection, Error> {
 
 /// Makes an empty registry: whole and on the disk, or not at all.
 fn create(path: &Path) -> Result<(), Error> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let draft = path.with_file_name(name);
+    let draft = super::gateway_key::draft_of(path)?;
     let outcome = (|| {
         // SQLite gives its own companions the mode of the file itself.
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft);
