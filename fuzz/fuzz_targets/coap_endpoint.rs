@@ -47,13 +47,8 @@ fuzz_target!(|data: &[u8]| {
             }
             for observer in &observers {
                 let delivery = if steer & 64 == 0 { Delivery::Latest } else { Delivery::Each { ticket: 1 } };
-                let notification = Notification {
-                    code: Code::CONTENT,
-                    content_format: None,
-                    max_age: None,
-                    payload: Bytes::from_static(b"value"),
-                    delivery,
-                };
+                let value = Bytes::from_static(b"value");
+                let notification = Notification { delivery, ..Notification::content(None, value) };
                 let _ = endpoint.notify(now, *observer, notification);
             }
         }

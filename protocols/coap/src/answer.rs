@@ -128,7 +128,7 @@ impl Endpoint {
         self.counters.echoes += 1;
         let echo = peer::echo(&self.secret, self.seconds(now), PeerKey::new(asked.peer));
         let code = if asked.code.is_safe() { Code::UNAUTHORIZED } else { response.code };
-        let short = Response::new(code).echo(&echo);
+        let short = Response { code, echo: &echo, etag: &[], content_format: None, payload: &[], ..*response };
         let builder = Builder::datagram(self.batch.open(), kind, code, message_id, asked.token.as_slice());
         response::write(&short, Added::default(), &[], builder);
         self.close_answer(now, asked, kind, message_id);

@@ -84,7 +84,9 @@ pub fn media_type(format: u16) -> Option<&'static str> {
 /// Bare `text/plain` and a UTF-8 `charset` on JSON and CBOR are what clients send, and mean the registered type.
 pub fn format_of(media_type: &str) -> Option<u16> {
     let media_type = media_type.trim();
-    TABLE.iter().find(|(_, name)| same(name, media_type)).map(|(number, _)| *number).or_else(|| {
+    // Nearly everybody spells it as the registry does, and comparing lengths is all that most of that search costs.
+    let exact = TABLE.iter().find(|(_, name)| *name == media_type);
+    exact.or_else(|| TABLE.iter().find(|(_, name)| same(name, media_type))).map(|(number, _)| *number).or_else(|| {
         let (bare, parameter) = media_type.split_once(';').unwrap_or((media_type, ""));
         let utf8 = parameter.trim().is_empty() || same(parameter, "charset=utf-8");
         let bare = bare.trim();

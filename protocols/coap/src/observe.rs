@@ -42,8 +42,29 @@ pub struct Notification {
     pub code: Code,
     pub content_format: Option<u16>,
     pub max_age: Option<u32>,
+    /// Location-Path, written with `/` between its segments: what this value is about, where the observed resource stands for many.
+    pub location: Option<Box<str>>,
     pub payload: Bytes,
     pub delivery: Delivery,
+}
+
+impl Notification {
+    /// 2.05 with a payload, of which only the latest matters.
+    pub fn content(content_format: Option<u16>, payload: Bytes) -> Self {
+        Notification {
+            code: Code::CONTENT,
+            content_format,
+            max_age: None,
+            location: None,
+            payload,
+            delivery: Delivery::Latest,
+        }
+    }
+
+    /// An error without a payload, which ends the observation.
+    pub fn ended(code: Code) -> Self {
+        Notification { code, ..Notification::content(None, Bytes::new()) }
+    }
 }
 
 /// What happens to a value when a newer one overtakes it.
@@ -312,9 +333,11 @@ impl Endpoint {
         let is_long = payload.len() > block.bytes();
         let piece = payload.get(..block.bytes()).filter(|_| is_long).unwrap_or(payload);
         let etag = is_long.then(|| self.etag(payload));
+        let location: Vec<&str> = notification.location.iter().flat_map(|path| path.split('/')).collect();
         let response = Response {
             content_format: notification.content_format,
             max_age: notification.max_age,
+            location_path: &location,
             etag: etag.as_ref().map_or(&[], |e| &e[..]),
             ..Response::new(notification.code)
         };

@@ -160,7 +160,7 @@ impl Connection {
 
     /// Notes that the first `bytes` of [`Connection::output`] went out; observers who missed a value are refreshed once there is room.
     pub fn handle_sent(&mut self, bytes: usize) {
-        self.sent = self.out.len().min(self.sent + bytes);
+        self.sent = self.out.len().min(self.sent.saturating_add(bytes));
         if self.sent == self.out.len() {
             self.out.clear();
             self.sent = 0;
@@ -234,8 +234,10 @@ impl Connection {
         }
         observer.sequence = (observer.sequence + 1) & 0xff_ffff;
         let (token, sequence) = (observer.token, observer.sequence);
+        let location: Vec<&str> = notification.location.iter().flat_map(|path| path.split('/')).collect();
         let response = Response {
             max_age: notification.max_age,
+            location_path: &location,
             ..Response::new(notification.code).content(notification.content_format, &notification.payload)
         };
         let asked = Asked { token, code: Code::GET, register: true, no_response: 0, block2: None };
@@ -596,6 +598,7 @@ mod tests {
             code: Code::CONTENT,
             content_format: None,
             max_age: None,
+            location: None,
             payload: payload.into(),
             delivery,
         };

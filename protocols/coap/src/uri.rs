@@ -91,13 +91,19 @@ impl<'d> Path<'d> {
     /// No segments and one empty segment both give the empty string, so ask [`Path::len`] where that matters.
     pub fn join(&self, skip: usize) -> String {
         let mut joined = String::with_capacity(self.bytes + self.segments);
+        self.join_into(skip, &mut joined);
+        joined
+    }
+
+    /// [`Path::join`] into a buffer that is used again.
+    pub fn join_into(&self, skip: usize, joined: &mut String) {
+        joined.clear();
         for (at, segment) in self.segments().skip(skip).enumerate() {
             if at > 0 {
                 joined.push('/');
             }
             joined.push_str(segment);
         }
-        joined
     }
 }
 

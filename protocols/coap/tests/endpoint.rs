@@ -155,13 +155,7 @@ impl Bench {
     }
 
     fn notify(&mut self, observer: ObserverId, payload: &'static [u8], delivery: Delivery) -> Result<(), NotifyError> {
-        let notification = Notification {
-            code: Code::CONTENT,
-            content_format: Some(0),
-            max_age: None,
-            payload: Bytes::from_static(payload),
-            delivery,
-        };
+        let notification = Notification { delivery, ..Notification::content(Some(0), Bytes::from_static(payload)) };
         self.endpoint.notify(self.now, observer, notification)
     }
 }
@@ -624,17 +618,28 @@ fn an_error_notification_ends_the_observation_and_is_confirmed() {
     let mut bench = Bench::new(Config::default());
     let observer = bench.observe(b"ob", &CONTENT).unwrap();
     bench.sent();
-    let end = Notification {
-        code: Code::UNAUTHORIZED,
-        content_format: None,
-        max_age: None,
-        payload: Bytes::new(),
-        delivery: Delivery::Latest,
-    };
+    let end = Notification::ended(Code::UNAUTHORIZED);
     bench.endpoint.notify(bench.now, observer, end).unwrap();
     assert_eq!(bench.events(), [Event::ObserverGone { observer, reason: GoneReason::Ended }]);
     let last = bench.one();
     assert_eq!((last.kind, last.code, last.option(number::OBSERVE)), (Kind::Confirmable, Code::UNAUTHORIZED, None));
+}
+
+#[test]
+fn a_command_says_in_its_location_what_it_is() {
+    let mut bench = Bench::new(Config::default());
+    let observer = bench.observe(b"ob", &CONTENT).unwrap();
+    bench.sent();
+    let command = Notification {
+        location: Some("c/7/reboot".into()),
+        delivery: Delivery::Each { ticket: 1 },
+        ..Notification::content(None, Bytes::from_static(b"now"))
+    };
+    bench.endpoint.notify(bench.now, observer, command).unwrap();
+    let sent = bench.one();
+    let location: Vec<_> =
+        sent.options.iter().filter(|(n, _)| *n == number::LOCATION_PATH).map(|(_, v)| &v[..]).collect();
+    assert_eq!(location, [&b"c"[..], b"7", b"reboot"]);
 }
 
 #[test]
