@@ -2,6 +2,7 @@
 //!
 //! `ARCHITECTURE.md` is the map. Modules are layered: a module imports only from layers below its own (`tests/architecture.rs` checks it).
 
+pub mod admin;
 pub mod balance;
 pub mod cache;
 pub mod cli;

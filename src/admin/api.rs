@@ -55,7 +55,7 @@ async fn status(State(admin): Shared) -> Json<Value> {
     Json(json!({
         "name": gateway.config().name,
         "version": env!("CARGO_PKG_VERSION"),
-        "gateway_id": gateway.identity.gateway_id_hex(),
+        "gateway_id": gateway.identity.gateway().id.to_string(),
         "epoch": gateway.spool.epoch(),
         "uptime_secs": admin.started.elapsed().as_secs(),
         "ready": checks.iter().all(|check| check.ok) && !gateway.is_draining(),

@@ -26,11 +26,12 @@ pub(super) struct TailQuery {
 
 pub(super) async fn tail(State(admin): Shared, Query(query): Query<TailQuery>) -> Response {
     let text = query.filter.unwrap_or_else(|| "#".into());
-    if tidegate_mqtt::topic::validate_filter(&text).is_err() {
-        return (StatusCode::BAD_REQUEST, problem("filter is not an MQTT topic filter")).into_response();
-    }
+    let filter = match Filter::parse(&text) {
+        Ok(filter) => filter,
+        Err(reject) => return (StatusCode::BAD_REQUEST, problem(&reject.to_string())).into_response(),
+    };
     let limits = OutboxLimits { messages_max: 256, bytes_max: 1 << 20 };
-    let follower = Follower::new(admin, Filter::parse(&text), limits);
+    let follower = Follower::new(admin, filter, limits);
     match follower {
         Ok(follower) => {
             let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];

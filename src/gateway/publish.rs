@@ -13,7 +13,7 @@ use super::{
     Action, Address, Client, Completion, Gateway, Message, Origin, Protocol, Qos, Receipt, Reject, Snapshot, Topic,
     meters, wall_ms,
 };
-use crate::hub::tree::matches_pattern;
+use crate::hub::filter_matches;
 use crate::message::Properties;
 use crate::policy::{Decision, Query};
 use crate::spool::{Accepted, SinkId};
@@ -236,7 +236,7 @@ impl Gateway {
     }
 
     fn sinks_of(&self, topic: &str) -> Arc<[SinkId]> {
-        let wants = |patterns: &[Box<str>]| patterns.iter().any(|pattern| matches_pattern(pattern, topic));
+        let wants = |patterns: &[Box<str>]| patterns.iter().any(|pattern| filter_matches(pattern, topic));
         self.forwards.iter().filter(|f| wants(&f.patterns)).map(|f| f.sink).collect()
     }
 

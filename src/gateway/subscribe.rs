@@ -25,10 +25,10 @@ pub struct Subscribed {
 
 impl Gateway {
     /// Subscribes a caller to `text`, a topic filter or a name of the device API (see [`Address::from_mqtt`]).
-    /// The filter has to be valid; `tag` tells the caller's own subscriptions apart.
+    /// `tag` tells the caller's own subscriptions apart.
     ///
     /// # Errors
-    /// [`Reject::Forbidden`] by policy, [`Reject::Full`] at a bound; counted here.
+    /// [`Reject::Forbidden`] by policy, [`Reject::Full`] at a bound, [`Reject::Malformed`]; counted here.
     pub fn subscribe(
         &self,
         client: &mut Client,
@@ -73,7 +73,7 @@ impl Gateway {
             let retry_after = std::time::Duration::from_secs(60);
             return Err(Reject::Full { limit: "subscriptions_per_session_max", retry_after });
         }
-        options.view = Address::view(&Filter::parse(text).pattern, client.caller.device.as_ref().map(|d| &d.id));
+        options.view = Address::view(&Filter::parse(text)?.pattern, client.caller.device.as_ref().map(|d| &d.id));
         let granted = options.clone();
         self.hub.subscribe(&filter, &client.outbox, tag, options)?;
         let wanted = match send {
@@ -147,7 +147,7 @@ impl Gateway {
     }
 
     fn canonical_filter(&self, client: &Client, text: &str) -> Result<Filter, Reject> {
-        let mut filter = Filter::parse(text);
+        let mut filter = Filter::parse(text)?;
         let device = client.caller.device.as_ref().map(|d| &d.id);
         let mut buffer = String::new();
         let pattern: Box<str> = Address::from_mqtt(&filter.pattern).canonical(device, &mut buffer)?.into();

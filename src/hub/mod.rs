@@ -19,6 +19,8 @@ use crate::limit;
 use crate::message::{Message, Qos, Reject, SessionId, Topic};
 
 pub use outbox::{Delivery, Drained, Outbox, OutboxLimits, Pushed, View};
+/// Whether one filter without group matches a topic.
+pub use tidegate_mqtt::topic::matches as filter_matches;
 pub use tree::{Filter, Matches, SubscribeOptions, Target};
 
 /// See the module's documentation.

@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::message::{Qos, SessionId};
+use tidegate_mqtt::topic;
+
+use crate::message::{Qos, Reject, SessionId};
 
 use super::outbox::{Outbox, View};
 
@@ -69,31 +71,17 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Splits `$share/GROUP/PATTERN`. The text is expected to be a valid filter (the protocol engines check it).
-    pub fn parse(text: &str) -> Self {
-        if let Some((group, pattern)) = text.strip_prefix("$share/").and_then(|rest| rest.split_once('/')) {
-            return Filter { group: Some(group.into()), pattern: pattern.into() };
-        }
-        Filter { group: None, pattern: text.into() }
+    /// Checks a filter (MQTT 5 section 4.7) and splits `$share/GROUP/PATTERN`.
+    ///
+    /// # Errors
+    /// [`Reject::Malformed`].
+    pub fn parse(text: &str) -> Result<Self, Reject> {
+        topic::check_filter(text).map_err(|_| Reject::Malformed { what: "not a topic filter" })?;
+        Ok(match topic::shared(text) {
+            Some((group, pattern)) => Filter { group: Some(group.into()), pattern: pattern.into() },
+            None => Filter { group: None, pattern: text.into() },
+        })
     }
-}
-
-/// Whether a filter without group matches a topic, one at a time (MQTT 5 section 4.7).
-pub fn matches_pattern(pattern: &str, topic: &str) -> bool {
-    if topic.starts_with('$') && (pattern.starts_with('+') || pattern.starts_with('#')) {
-        return false;
-    }
-    let mut levels = topic.split('/');
-    for wanted in pattern.split('/') {
-        if wanted == "#" {
-            return true;
-        }
-        match levels.next() {
-            Some(level) if wanted == "+" || level == wanted => {}
-            _ => return false,
-        }
-    }
-    levels.next().is_none()
 }
 
 #[derive(Default)]
@@ -295,7 +283,7 @@ mod tests {
     fn tree_of(filters: &[&str]) -> Tree {
         let mut tree = Tree::default();
         for (n, filter) in filters.iter().enumerate() {
-            tree.subscribe(&Filter::parse(filter), outbox(n as u64), 0, SubscribeOptions::default());
+            tree.subscribe(&Filter::parse(filter).unwrap(), outbox(n as u64), 0, SubscribeOptions::default());
         }
         tree
     }
@@ -321,7 +309,7 @@ mod tests {
         let one = outbox(1);
         for (filter, qos, identifier) in [("a/#", Qos::AtMostOnce, 3), ("a/+", Qos::ExactlyOnce, 5)] {
             let options = SubscribeOptions { qos, identifier: Some(identifier), ..SubscribeOptions::default() };
-            assert!(tree.subscribe(&Filter::parse(filter), one.clone(), 0, options));
+            assert!(tree.subscribe(&Filter::parse(filter).unwrap(), one.clone(), 0, options));
         }
         let matches = tree.matches("a/b");
         assert_eq!(matches.targets.len(), 1);
@@ -333,9 +321,9 @@ mod tests {
     fn a_shared_group_is_one_entry_with_all_its_members() {
         let mut tree = Tree::default();
         for n in 0..3 {
-            tree.subscribe(&Filter::parse("$share/g/a/#"), outbox(n), 0, SubscribeOptions::default());
+            tree.subscribe(&Filter::parse("$share/g/a/#").unwrap(), outbox(n), 0, SubscribeOptions::default());
         }
-        tree.subscribe(&Filter::parse("$share/h/a/+"), outbox(7), 0, SubscribeOptions::default());
+        tree.subscribe(&Filter::parse("$share/h/a/+").unwrap(), outbox(7), 0, SubscribeOptions::default());
         let matches = tree.matches("a/b");
         assert!(matches.targets.is_empty());
         assert_eq!(matches.groups.iter().map(|g| g.len()).collect::<Vec<_>>(), [3, 1]);
@@ -346,13 +334,13 @@ mod tests {
         let mut tree = Tree::default();
         let filters = ["a/b/c", "a/+/c", "a/#", "#", "$share/g/x/y"];
         for filter in filters {
-            assert!(tree.subscribe(&Filter::parse(filter), outbox(1), 0, SubscribeOptions::default()));
-            assert!(!tree.subscribe(&Filter::parse(filter), outbox(1), 0, SubscribeOptions::default()));
+            assert!(tree.subscribe(&Filter::parse(filter).unwrap(), outbox(1), 0, SubscribeOptions::default()));
+            assert!(!tree.subscribe(&Filter::parse(filter).unwrap(), outbox(1), 0, SubscribeOptions::default()));
         }
         assert_eq!(tree.len(), filters.len());
         for filter in filters {
-            assert!(tree.unsubscribe(&Filter::parse(filter), SessionId(1), 0));
-            assert!(!tree.unsubscribe(&Filter::parse(filter), SessionId(1), 0));
+            assert!(tree.unsubscribe(&Filter::parse(filter).unwrap(), SessionId(1), 0));
+            assert!(!tree.unsubscribe(&Filter::parse(filter).unwrap(), SessionId(1), 0));
         }
         assert!(tree.is_empty() && tree.root.is_empty());
     }
@@ -365,7 +353,7 @@ mod tests {
         ) {
             let filters: Vec<&str> = filters.iter().map(String::as_str).filter(|f| !f.is_empty()).collect();
             let tree = tree_of(&filters);
-            let expected: Vec<u64> = (0..).zip(&filters).filter(|(_, f)| matches_pattern(f, &topic)).map(|(n, _)| n).collect();
+            let expected: Vec<u64> = (0..).zip(&filters).filter(|(_, f)| tidegate_mqtt::topic::matches(f, &topic)).map(|(n, _)| n).collect();
             prop_assert_eq!(sessions(&tree, &topic), expected);
         }
     }
