@@ -127,7 +127,7 @@ impl Gateway {
     pub fn spawn(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
         let mut words = self.wrapper.clone();
-        words.push(env!("CARGO_BIN_EXE_tidegate").to_owned());
+        words.extend(tidegate());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(["run", "--config"]).arg(self.path("tidegate.toml"));
         command.env("NO_COLOR", "1").current_dir(self.folder.path());
@@ -196,8 +196,9 @@ impl Gateway {
 
     /// Runs another `tidegate` command on this configuration.
     pub fn command(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
-        command.args(arguments).arg("--config").arg(self.path("tidegate.toml"));
+        let words = tidegate();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(arguments).arg("--config").arg(self.path("tidegate.toml"));
         command.env("NO_COLOR", "1").current_dir(self.folder.path()).stdin(Stdio::null()).output().unwrap()
     }
 
@@ -237,6 +238,52 @@ impl Gateway {
         answer["access_token"].as_str().unwrap().to_owned()
     }
 
+    /// The gateway's id. A device has it from its provisioning; here it is asked for where it is told.
+    pub fn id_hex(&self, device: &Device) -> String {
+        let nonce = tidegate_auth::text::base64url(&rand_bytes::<16>());
+        let asked = format!("{{\"device_id\":\"{}\",\"client_nonce\":\"{nonce}\"}}", device.id);
+        let json = [("Content-Type", "application/json")];
+        let answer = http::once(self.plain, "POST", "/auth/challenge", &json, asked.as_bytes()).unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let answer: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        answer["gateway_id"].as_str().unwrap().to_owned()
+    }
+
+    /// A bearer token for CoAP, by the challenge over UDP; good on any socket.
+    pub fn coap_token(&self, client: &mut coap::CoapClient, device: &Device) -> String {
+        use tidegate_auth::exchange::{ChallengeRequest, SessionAnswer, SessionRequest};
+        use tidegate_auth::{CbType, GatewayId, Proto, Transcript, keyfile, text};
+        let client_nonce: [u8; 16] = rand_bytes();
+        let request = ChallengeRequest { device_id: device.id.clone(), client_nonce };
+        let gateway_id = GatewayId(text::from_text(&self.id_hex(device)).unwrap());
+        let answer = client.request(coap::POST, "auth/c", &[], &request.to_cbor()).unwrap();
+        assert_eq!(answer.code, (2, 5), "{answer:?}");
+        let key = keyfile::secret_from_text(&fs::read_to_string(&device.key).unwrap()).unwrap();
+        let transcript = Transcript {
+            proto: Proto::Coap,
+            cb_type: CbType::None,
+            gateway_id: &gateway_id,
+            device_id: &device.id,
+            key_id: key.public().key_id(),
+            client_nonce: &client_nonce,
+            challenge: &answer.payload,
+            channel_binding: b"",
+            ctx: b"",
+        };
+        let signature = key.sign(&transcript.message().unwrap());
+        let request = SessionRequest {
+            device_id: device.id.clone(),
+            key_id: key.public().key_id(),
+            client_nonce,
+            challenge: answer.payload[..].try_into().unwrap(),
+            cb_type: CbType::None,
+            signature,
+        };
+        let answer = client.request(coap::POST, "auth/s", &[], &request.to_cbor()).unwrap();
+        assert_eq!(answer.code, (2, 4), "{answer:?}");
+        text::base64url(&SessionAnswer::from_cbor(&answer.payload).unwrap().access_token)
+    }
+
     pub fn mqtt(&self, device: &Device, v5: bool) -> mqtt::MqttClient {
         mqtt::MqttClient::connect(self.plain, &device.id, &self.jwt(device), v5).unwrap()
     }
@@ -274,6 +321,22 @@ impl Drop for Gateway {
             }
         }
     }
+}
+
+/// The program under test and what goes in front of it: an emulator, when `cross/smoke.sh` sets `TIDEGATE_TEST_PROGRAM`.
+fn tidegate() -> Vec<String> {
+    match std::env::var("TIDEGATE_TEST_PROGRAM") {
+        Ok(words) => words.split_whitespace().map(str::to_owned).collect(),
+        Err(_) => vec![env!("CARGO_BIN_EXE_tidegate").to_owned()],
+    }
+}
+
+/// Random enough for a nonce in a test.
+fn rand_bytes<const N: usize>() -> [u8; N] {
+    use std::io::Read;
+    let mut bytes = [0; N];
+    fs::File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    bytes
 }
 
 /// A registered device with its private key.
@@ -354,6 +417,11 @@ pub fn program(package: &str, words: &[&str]) -> Output {
             panic!("{words:?} does not end");
         }
     }
+}
+
+/// The Python of `target/venv`, which `./ci.sh interop` fills from PyPI, or the system's.
+pub fn python() -> String {
+    std::env::var("TIDEGATE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned())
 }
 
 pub fn stdout(output: &Output) -> String {

@@ -1,0 +1,91 @@
+//! libcoap's coap-client and aiocoap, unmodified, against the real binary.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use support::cloud::Cloud;
+use support::coap::CoapClient;
+use support::{Gateway, Running, Wanted, program, said, stdout, wait_until};
+
+const PACKAGE: &str = "Debian package libcoap3-bin";
+
+fn coap_client(arguments: &[&str]) -> String {
+    let mut words = vec!["coap-client-notls", "-B", "10"];
+    words.extend(arguments);
+    let output = program(PACKAGE, &words);
+    // What it prints of errors goes to standard error, with the code.
+    format!("{}{}", stdout(&output), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn coap_client_publishes_reads_and_is_told_no() {
+    let cloud = Cloud::start();
+    let gateway = Gateway::start(&Wanted { cloud: vec![cloud.url()], ..Wanted::default() });
+    let device = gateway.add_device("coap-1");
+    let token = gateway.coap_token(&mut CoapClient::connect(gateway.coap).unwrap(), &device);
+    let base = format!("coap://{}", gateway.coap);
+
+    assert_eq!(coap_client(&["-m", "post", "-e", "confirmable", &format!("{base}/t/room?t={token}")]).trim(), "");
+    assert_eq!(coap_client(&["-N", "-m", "post", "-e", "unconfirmable", &format!("{base}/t?t={token}")]).trim(), "");
+    wait_until("both arrive", || cloud.by_body().len() == 2);
+
+    let topic = format!("{base}/ps/plant/coap/temp?t={token}");
+    assert_eq!(coap_client(&["-m", "put", "-e", "21.5", &topic]).trim(), "");
+    assert_eq!(coap_client(&["-m", "get", &topic]).trim(), "21.5");
+    let refused = coap_client(&["-m", "put", "-e", "x", &format!("{base}/ps/dev/other/telemetry?t={token}")]);
+    assert!(refused.contains("4.03"), "{refused}");
+    let stranger = coap_client(&["-m", "post", "-e", "x", &format!("{base}/t")]);
+    assert!(stranger.contains("4.01"), "{stranger}");
+    let listed = coap_client(&["-m", "get", &format!("{base}/.well-known/core?t={token}")]);
+    assert!(listed.contains("</"), "{listed}");
+}
+
+#[test]
+fn coap_client_observes_what_mqtt_publishes() {
+    let gateway = Gateway::start(&Wanted::default());
+    let (reader, writer) = (gateway.add_device("reader"), gateway.add_device("writer"));
+    let token = gateway.coap_token(&mut CoapClient::connect(gateway.coap).unwrap(), &reader);
+    let url = format!("coap://{}/ps/plant/a/temp?t={token}", gateway.coap);
+    let mut mqtt = gateway.mqtt(&writer, true);
+    mqtt.publish_and_wait("plant/a/temp", b"first\n").unwrap();
+    let mut child = Command::new("coap-client-notls")
+        .args(["-m", "get", "-s", "20", "-B", "25", &url])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect(PACKAGE);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let _observer = Running(child);
+    // libcoap prints a notification when it comes.
+    let sender = std::thread::spawn(move || {
+        for n in 0..200 {
+            if mqtt.publish_and_wait("plant/a/temp", format!("second {n}\n").as_bytes()).unwrap() == 0 {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("nobody ever observed");
+    });
+    assert!(lines.by_ref().map(|l| l.unwrap()).any(|l| l.contains("second")), "no notification was printed");
+    sender.join().unwrap();
+}
+
+#[test]
+fn aiocoap_proves_its_key_and_speaks_everything() {
+    let cloud = Cloud::start();
+    let gateway = Gateway::start(&Wanted { cloud: vec![cloud.url()], ..Wanted::default() });
+    let device = gateway.add_device("aiocoap-1");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/coap_device.py");
+    let (port, key) = (gateway.coap.port().to_string(), device.key.to_str().unwrap().to_owned());
+    let output =
+        program("PyPI aiocoap", &[&support::python(), script, &port, &device.id, &key, &gateway.id_hex(&device)]);
+    assert!(output.status.success() && stdout(&output).ends_with("ok\n"), "{}", said(&output));
+    let long = "long ".repeat(1000);
+    wait_until("telemetry arrives", || {
+        let arrived = cloud.by_body();
+        arrived.contains_key("from aiocoap") && arrived.contains_key(&long)
+    });
+}

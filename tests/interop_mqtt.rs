@@ -1,0 +1,160 @@
+//! mosquitto's clients and paho, unmodified, against the real binary: each proves an Ed25519 key by a JWT as its password.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::thread;
+
+use support::cloud::Cloud;
+use support::{Device, Gateway, Running, Wanted, program, said, stdout, wait_until};
+
+const PACKAGE: &str = "Debian package mosquitto-clients";
+
+/// The arguments by which a mosquitto client logs in.
+fn login(gateway: &Gateway, device: &Device, version: &str) -> Vec<String> {
+    let (port, jwt) = (gateway.plain.port().to_string(), gateway.jwt(device));
+    ["-h", "127.0.0.1", "-p", &port, "-V", version, "-i", &device.id, "-u", &device.id, "-P", &jwt]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+fn run(name: &str, login: &[String], rest: &[&str]) -> std::process::Output {
+    let words: Vec<&str> =
+        [name].into_iter().chain(login.iter().map(String::as_str)).chain(rest.iter().copied()).collect();
+    program(PACKAGE, &words)
+}
+
+#[test]
+fn mosquitto_pub_reaches_the_backend_at_every_qos_and_version() {
+    let cloud = Cloud::start();
+    let gateway = Gateway::start(&Wanted { cloud: vec![cloud.url()], ..Wanted::default() });
+    let device = gateway.add_device("sensor-1");
+    let mut expected = Vec::new();
+    for version in ["mqttv311", "mqttv5"] {
+        for qos in ["0", "1", "2"] {
+            let payload = format!("{version} {qos}");
+            let output = run(
+                "mosquitto_pub",
+                &login(&gateway, &device, version),
+                &["-t", "telemetry/room", "-m", &payload, "-q", qos],
+            );
+            assert!(output.status.success(), "{payload}: {}", said(&output));
+            expected.push(payload);
+        }
+    }
+    wait_until("all six arrive", || cloud.by_body().len() == expected.len());
+    assert!(expected.iter().all(|payload| cloud.by_body().contains_key(payload)));
+}
+
+#[test]
+fn mosquitto_sub_sees_what_another_device_publishes() {
+    let gateway = Gateway::start(&Wanted::default());
+    let (reader, writer) = (gateway.add_device("reader"), gateway.add_device("writer"));
+    for version in ["mqttv311", "mqttv5"] {
+        let mut subscribe = Command::new("mosquitto_sub");
+        subscribe.args(login(&gateway, &reader, version)).args([
+            "-t",
+            "plant/+/temp",
+            "-q",
+            "1",
+            "-C",
+            "2",
+            "-W",
+            "20",
+            "-v",
+        ]);
+        let child = subscribe.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect(PACKAGE);
+        let (pid, done) = (child.id(), thread::spawn(move || child.wait_with_output().unwrap()));
+        // Whoever publishes before the subscription is there is not heard: repeat until the reader has what it waits for.
+        wait_until("the reader has two messages", || {
+            let output = run(
+                "mosquitto_pub",
+                &login(&gateway, &writer, version),
+                &["-t", "plant/a/temp", "-m", "21.5", "-q", "1"],
+            );
+            assert!(output.status.success(), "{}", said(&output));
+            done.is_finished()
+        });
+        let output = done.join().unwrap();
+        assert!(output.status.success(), "mosquitto_sub {pid}: {}", said(&output));
+        assert_eq!(stdout(&output), "plant/a/temp 21.5\nplant/a/temp 21.5\n");
+    }
+}
+
+#[test]
+fn mosquitto_clients_are_told_no() {
+    let gateway = Gateway::start(&Wanted::default());
+    let device = gateway.add_device("sensor-1");
+    for version in ["mqttv311", "mqttv5"] {
+        let mut wrong = login(&gateway, &device, version);
+        *wrong.last_mut().unwrap() = "not-a-token".to_owned();
+        let output = run("mosquitto_pub", &wrong, &["-t", "t", "-m", "x", "-q", "1"]);
+        assert!(!output.status.success(), "{version}: a wrong password was taken");
+    }
+    // A topic of another device: MQTT 5 is told 0x87 in the PUBACK, and mosquitto_pub says so.
+    let output =
+        run("mosquitto_pub", &login(&gateway, &device, "mqttv5"), &["-t", "dev/other/telemetry", "-m", "x", "-q", "1"]);
+    let text = said(&output).to_lowercase();
+    assert!(text.contains("not authori"), "{text}");
+}
+
+#[test]
+fn paho_speaks_both_versions_at_every_qos() {
+    let cloud = Cloud::start();
+    let gateway = Gateway::start(&Wanted { cloud: vec![cloud.url()], ..Wanted::default() });
+    let device = gateway.add_device("paho-1");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/paho_device.py");
+    for version in ["311", "5"] {
+        let (port, jwt) = (gateway.plain.port().to_string(), gateway.jwt(&device));
+        let output = program("PyPI paho-mqtt", &[&support::python(), script, &port, &device.id, &jwt, version]);
+        assert!(output.status.success() && stdout(&output).ends_with("ok\n"), "{version}: {}", said(&output));
+        let expected = format!("from paho {version}");
+        wait_until("telemetry arrives", || cloud.by_body().contains_key(&expected));
+    }
+}
+
+#[test]
+fn a_bridge_to_mosquitto_forwards_every_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_broker, address) = support::mosquitto(folder.path());
+    let port = address.port().to_string();
+    let extra = format!(
+        "\n[[upstream]]\nname = \"broker\"\nkind = \"mqtt\"\nendpoints = [{{ url = \"mqtt://{address}\" }}]\nclient_id = \"bridge\"\n\n\
+         [[forward]]\nname = \"bridged\"\ntopics = [\"dev/+/telemetry/#\"]\nto = \"broker\"\ndelivery = \"disk\"\n"
+    );
+    let gateway = Gateway::start(&Wanted { extra, ..Wanted::default() });
+    let device = gateway.add_device("sensor-1");
+    let mut subscribe = Command::new("mosquitto_sub");
+    subscribe.args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port,
+        "-t",
+        "dev/sensor-1/telemetry/#",
+        "-q",
+        "1",
+        "-C",
+        "20",
+        "-W",
+        "25",
+    ]);
+    let child = subscribe.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect(PACKAGE);
+    let guard = thread::spawn(move || child.wait_with_output().unwrap());
+    // The subscription has to be there first: mosquitto keeps nothing for a stranger.
+    let probe = Command::new("mosquitto_sub")
+        .args(["-h", "127.0.0.1", "-p", &port, "-t", "$SYS/broker/subscriptions/count", "-C", "1", "-W", "15"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn();
+    drop(Running(probe.unwrap()));
+    thread::sleep(std::time::Duration::from_millis(500));
+    let mut client = gateway.mqtt(&device, true);
+    for n in 0..20 {
+        client.publish_and_wait("t", format!("bridged {n}").as_bytes()).unwrap();
+    }
+    let output = guard.join().unwrap();
+    let expected: String = (0..20).map(|n| format!("bridged {n}\n")).collect();
+    assert_eq!(stdout(&output), expected, "{}", said(&output));
+}
