@@ -16,7 +16,7 @@ pub struct Client {
     pub caller: Caller,
     pub session: Arc<Session>,
     pub outbox: Arc<Outbox>,
-    pub(super) routes: Routes,
+    pub(super) routes: TopicRoutes,
     /// The registry's version at which the device was last found to be current.
     pub(super) registry_version: u64,
     /// The subscriptions it holds, to be removed with it.
@@ -55,7 +55,7 @@ pub struct Resume {
 }
 
 /// All that is known about publishing to one topic: good for as long as the versions stand.
-pub(super) struct Route {
+pub(super) struct TopicRoute {
     pub topic: Topic,
     pub decision: Decision,
     pub matches: Arc<Matches>,
@@ -65,15 +65,15 @@ pub(super) struct Route {
 
 /// The routes of the topics used last. Most devices use a handful, so a linear search beats hashing.
 #[derive(Default)]
-pub(super) struct Routes {
-    entries: Vec<Route>,
+pub(super) struct TopicRoutes {
+    entries: Vec<TopicRoute>,
     /// The next to be replaced when full.
     oldest: usize,
     /// The configuration's version these belong to.
     version: u64,
 }
 
-impl Routes {
+impl TopicRoutes {
     const ENTRIES_MAX: usize = 16;
 
     /// Forgets everything decided under another version of the configuration.
@@ -86,11 +86,11 @@ impl Routes {
         self
     }
 
-    pub fn find(&mut self, topic: &str) -> Option<&mut Route> {
+    pub fn find(&mut self, topic: &str) -> Option<&mut TopicRoute> {
         self.entries.iter_mut().find(|route| route.topic.as_str() == topic)
     }
 
-    pub fn insert(&mut self, route: Route) {
+    pub fn insert(&mut self, route: TopicRoute) {
         if self.entries.len() < Self::ENTRIES_MAX {
             self.entries.push(route);
         } else if let Some(slot) = self.entries.get_mut(self.oldest) {

@@ -11,6 +11,7 @@ mod address;
 mod client;
 mod config;
 mod publish;
+mod route;
 mod subscribe;
 
 use std::any::Any;
@@ -38,6 +39,7 @@ pub use address::{Address, Part};
 pub use client::{Client, Resume};
 pub use config::{Config, Workers};
 pub use publish::{Done, Draft, Published};
+pub use route::{Exchange, Route, RouteAuth, RouteConfig, Routes, UpstreamFault};
 pub use subscribe::{SendRetained, Subscribed};
 
 // What adapters need of the layers below, so that they import the gateway alone.
@@ -49,6 +51,8 @@ pub struct Rules {
     pub policy: Policy,
     pub address_filter: AddressFilter,
     pub limits: limit::Config,
+    /// The request plane's table.
+    pub routes: Routes,
     /// The role of callers who do not authenticate; empty: there are none.
     pub anonymous_role: Arc<str>,
 }
@@ -266,7 +270,7 @@ impl Gateway {
             caller,
             session,
             outbox,
-            routes: client::Routes::default(),
+            routes: client::TopicRoutes::default(),
             registry_version,
             filters,
             scratch: String::new(),

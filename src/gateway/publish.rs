@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use portable_atomic::{AtomicU8, Ordering};
 
 use super::address::{commanded, is_reserved};
-use super::client::Route;
+use super::client::TopicRoute;
 use super::{
     Action, Address, Client, Completion, Gateway, Message, Origin, Protocol, Qos, Receipt, Reject, Snapshot, Topic,
     meters, wall_ms,
@@ -175,7 +175,7 @@ impl Gateway {
         let (tree_version, matches) = self.hub.matches(topic);
         let (matches, sinks) = (Arc::new(matches), self.sinks_of(topic));
         if decision.cacheable {
-            client.routes.insert(Route {
+            client.routes.insert(TopicRoute {
                 topic: parsed.clone(),
                 decision,
                 matches: matches.clone(),

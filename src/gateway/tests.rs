@@ -83,7 +83,13 @@ fn rules(adjust: impl FnOnce(&mut limit::Config)) -> Rules {
     let mut limits = limit::Config::default();
     adjust(&mut limits);
     let policy = Policy::compile(sources.collect()).unwrap();
-    Rules { policy, address_filter: AddressFilter::default(), limits, anonymous_role: "".into() }
+    Rules {
+        policy,
+        address_filter: AddressFilter::default(),
+        limits,
+        routes: Routes::default(),
+        anonymous_role: "".into(),
+    }
 }
 
 fn draft(payload: &'static str, qos: Qos) -> Draft {
