@@ -146,9 +146,21 @@ pub struct Meters {
     pub task_panics: Counter,
     pub policy_errors: Counter,
     pub request_seconds: Histogram,
+    requests: [Counter; STATUS_CLASSES.len()],
 }
 
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
 impl Meters {
+    /// Counts one HTTP request by the class of its status.
+    pub fn request(&self, status: u16, took: std::time::Duration) {
+        let class = usize::from(status / 100).saturating_sub(1);
+        if let Some(counter) = self.requests.get(class) {
+            counter.increment(1);
+        }
+        self.request_seconds.record(took.as_secs_f64());
+    }
+
     pub fn of(&self, protocol: Protocol) -> &ProtocolMeters {
         match protocol {
             Protocol::Http => &self.http,
@@ -159,17 +171,23 @@ impl Meters {
     }
 }
 
-static METERS: LazyLock<Meters> = LazyLock::new(|| Meters {
-    http: ProtocolMeters::new(Protocol::Http),
-    mqtt: ProtocolMeters::new(Protocol::Mqtt),
-    coap: ProtocolMeters::new(Protocol::Coap),
-    gateway: ProtocolMeters::new(Protocol::Gateway),
-    connections: counter!(CONNECTIONS_TOTAL),
-    connections_open: gauge!(CONNECTIONS_OPEN),
-    dropped_outbox: counter!(MESSAGES_DROPPED_TOTAL, "reason" => "slow_subscriber"),
-    task_panics: counter!(TASK_PANICS_TOTAL),
-    policy_errors: counter!(POLICY_ERRORS_TOTAL),
-    request_seconds: histogram!(REQUEST_DURATION_SECONDS),
+static METERS: LazyLock<Meters> = LazyLock::new(|| {
+    // Tests share one process in any order.
+    #[cfg(test)]
+    install_metrics();
+    Meters {
+        http: ProtocolMeters::new(Protocol::Http),
+        mqtt: ProtocolMeters::new(Protocol::Mqtt),
+        coap: ProtocolMeters::new(Protocol::Coap),
+        gateway: ProtocolMeters::new(Protocol::Gateway),
+        connections: counter!(CONNECTIONS_TOTAL),
+        connections_open: gauge!(CONNECTIONS_OPEN),
+        dropped_outbox: counter!(MESSAGES_DROPPED_TOTAL, "reason" => "slow_subscriber"),
+        task_panics: counter!(TASK_PANICS_TOTAL),
+        policy_errors: counter!(POLICY_ERRORS_TOTAL),
+        request_seconds: histogram!(REQUEST_DURATION_SECONDS),
+        requests: STATUS_CLASSES.map(|class| counter!(REQUESTS_TOTAL, "status" => class)),
+    }
 });
 
 /// The kept handles.

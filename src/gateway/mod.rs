@@ -24,7 +24,7 @@ use portable_atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::hub::Hub;
 use crate::identity::Identity;
-use crate::limit::{self, AddressKey, KeyedBuckets};
+use crate::limit::{self, KeyedBuckets};
 use crate::message::{
     Action, Caller, CloseReason, Completion, Control, Device, DeviceId, Message, MessageId, Origin, Protocol, Qos,
     Receipt, Reject, Topic,
@@ -44,6 +44,8 @@ pub use subscribe::{SendRetained, Subscribed};
 
 // What adapters need of the layers below, so that they import the gateway alone.
 pub use crate::hub::{Delivery, Drained, Filter, Outbox, OutboxLimits, SubscribeOptions, View, is_expired};
+pub use crate::identity::{Channel, Login, MqttPending, MqttStep, Now, PublicKey};
+pub use crate::limit::{AddressKey, Config as Limits};
 pub use crate::session::Session;
 
 /// What a reload replaces, all at once.

@@ -58,6 +58,9 @@ pub struct Config {
     /// Header fields of one HTTP request. 431 beyond it.
     #[schemars(range(min = 8, max = 1000))]
     pub headers_max: u32,
+    /// Streams open at once on one HTTP/2 connection. The client is told, and one more is reset with REFUSED_STREAM.
+    #[schemars(range(min = 1, max = 10000))]
+    pub http2_streams_max: u32,
     /// The body of one proxied HTTP request. 413 beyond it.
     pub body_bytes_max: ByteSize,
     /// A topic or a filter. The message or subscription is refused as malformed.
@@ -191,6 +194,7 @@ impl Default for Config {
             packet_bytes_max: 262_144,
             header_bytes_max: 16_384,
             headers_max: 100,
+            http2_streams_max: 100,
             body_bytes_max: ByteSize(1 << 20),
             topic_bytes_max: 1_024,
             topic_levels_max: 32,

@@ -130,30 +130,28 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn the_operators_examples_are_understood() {
-        let plain: Config = toml::from_str(
-            r#"
-            name = "plain"
-            bind = "127.0.0.1:1883"
-            transport = "tcp"
-            protocols = ["mqtt", "http", "websocket", "coap"]
-            proxy_protocol_from = ["10.0.0.0/8"]
-            "#,
-        )
-        .unwrap();
+        let parse = |value: serde_json::Value| serde_json::from_value::<Config>(value);
+        let plain = parse(json!({
+            "name": "plain",
+            "bind": "127.0.0.1:1883",
+            "transport": "tcp",
+            "protocols": ["mqtt", "http", "websocket", "coap"],
+            "proxy_protocol_from": ["10.0.0.0/8"],
+        }));
+        let plain = plain.unwrap();
         assert!(plain.problems().is_empty());
         assert_eq!(plain.protocols, ProtocolName::ALL);
-        let tls: Config = toml::from_str(
-            "name = \"tls\"\nbind = \"0.0.0.0:8883\"\ntransport = \"tls\"\ncertificate = \"a.crt\"\nkey = \"a.key\"",
-        )
-        .unwrap();
-        assert!(tls.problems().is_empty());
-        let udp: Config = toml::from_str("name = \"coap\"\nbind = \"127.0.0.1:5683\"\ntransport = \"udp\"").unwrap();
-        assert!(udp.problems().is_empty());
-        assert!(toml::from_str::<Config>("bindd = 1").is_err());
+        let tls = json!({ "name": "tls", "bind": "0.0.0.0:8883", "transport": "tls", "certificate": "a.crt", "key": "a.key" });
+        assert!(parse(tls).unwrap().problems().is_empty());
+        let udp = json!({ "name": "coap", "bind": "127.0.0.1:5683", "transport": "udp" });
+        assert!(parse(udp).unwrap().problems().is_empty());
+        assert!(parse(json!({ "bindd": 1 })).is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::stream::{Prefixed, Transport, read_some};
 use super::{ConnectionInfo, Listener, Spoken, TransportKind};
-use crate::limit;
+use crate::gateway::Limits;
 use crate::tls::{Alpn, TlsInfo};
 
 /// A connection whose protocol is known.
@@ -95,7 +95,7 @@ impl Refusal {
 pub async fn detect<IO>(
     mut io: IO,
     conn: &mut ConnectionInfo,
-    limits: &limit::Config,
+    limits: &Limits,
     mut admit: impl FnMut(IpAddr) -> Result<(), Refusal>,
 ) -> Result<Detected<IO>, Refusal>
 where

@@ -13,12 +13,14 @@
 //! where IO: AsyncRead + AsyncWrite + Unpin + Send + 'static
 //! ```
 //! It owns the connection until it returns: its deadlines, its session, its last words on `shutdown`. `prefix` was read already and
-//! comes before everything else (`Prefixed::new(prefix, io)` for engines that want one stream). Adapters do not know each other; only this file
-//! names them all.
+//! comes before everything else (`Prefixed::new(prefix, io)` for engines that want one stream). A WebSocket's opening handshake is done by the HTTP
+//! adapter; `websocket` gets the stream after it. Adapters do not know each other; only this file names them all, in [`Adapters`].
 
 mod accept;
 mod config;
+mod deadline;
 mod detect;
+mod http;
 mod permits;
 mod stream;
 
@@ -26,18 +28,22 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use crate::gateway::{Gateway, Limits};
+use crate::message::Reject;
 use crate::network::Network;
 use crate::tls::{self, Alpn, TlsInfo};
-use crate::{limit, worker};
+use crate::{telemetry, worker};
 
 pub use accept::{Sockets, run};
 pub use config::{ClientCertificates, Config, ProtocolName, TransportKind};
+pub use deadline::{Activity, Deadlined, Deadlines, UnderWay};
 pub use detect::{Detected, Refusal, detect};
 pub use permits::{Permit, Permits};
 pub use stream::{Prefixed, Transport, read_some};
@@ -180,7 +186,7 @@ impl Listener {
 /// What the listeners serve: the gateway's adapters, or a recorder in tests.
 pub trait Serve: Clone + Send + Sync + 'static {
     /// The limits now in force.
-    fn limits(&self) -> limit::Config;
+    fn limits(&self) -> Limits;
 
     /// Asked once per connection with its address, and again with the one from a PROXY header.
     ///
@@ -207,6 +213,67 @@ pub trait Serve: Clone + Send + Sync + 'static {
         listener: Arc<Listener>,
         shutdown: CancellationToken,
     ) -> impl Future<Output = ()> + Send;
+}
+
+/// The gateway's adapters.
+#[derive(Clone)]
+pub struct Adapters {
+    gateway: Arc<Gateway>,
+    http: Arc<http::Shared>,
+}
+
+impl Adapters {
+    pub fn new(gateway: Arc<Gateway>) -> Self {
+        Adapters { http: Arc::new(http::Shared::new(&gateway)), gateway }
+    }
+}
+
+impl Serve for Adapters {
+    fn limits(&self) -> Limits {
+        self.gateway.limits()
+    }
+
+    fn admit(&self, peer: IpAddr) -> Result<(), Refusal> {
+        self.gateway.admit_address(peer, Instant::now()).map_err(|reject| match reject {
+            Reject::TooFast { .. } => Refusal::RatePerAddress,
+            Reject::Unauthenticated
+            | Reject::Forbidden { .. }
+            | Reject::TooLarge { .. }
+            | Reject::Full { .. }
+            | Reject::Malformed { .. }
+            | Reject::NotFound => Refusal::AddressFilter,
+            Reject::ShuttingDown => Refusal::ShuttingDown,
+        })
+    }
+
+    async fn serve<IO>(
+        &self,
+        spoken: Spoken,
+        io: IO,
+        prefix: BytesMut,
+        conn: ConnectionInfo,
+        shutdown: CancellationToken,
+    ) where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (gateway, shared) = (self.gateway.clone(), self.http.clone());
+        // Boxed, so that a connection's task is as large as its own adapter and not as the largest.
+        match spoken {
+            Spoken::Http1 => {
+                let http = http::serve_http1(io, prefix, conn.clone(), gateway, shared, shutdown.clone());
+                if let Some(_upgraded) = Box::pin(http).await {
+                    telemetry::connection_refused(Refusal::ProtocolNotOffered.reason());
+                }
+            }
+            Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, gateway, shared, shutdown)).await,
+            Spoken::Mqtt | Spoken::CoapTcp => telemetry::connection_refused(Refusal::ProtocolNotOffered.reason()),
+        }
+    }
+
+    async fn serve_datagrams(&self, _: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {
+        tracing::error!(listener = listener.name(), "no adapter for datagrams in this build");
+        shutdown.cancelled().await;
+    }
 }
 
 /// Listeners whose sockets are bound and not yet served.

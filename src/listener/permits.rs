@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use portable_atomic::{AtomicUsize, Ordering};
 
-use crate::limit::AddressKey;
+use crate::gateway::AddressKey;
 use crate::telemetry;
 
 /// The shared table.

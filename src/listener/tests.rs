@@ -52,7 +52,7 @@ async fn detecting<F: Future<Output = ()> + Send + 'static>(
         IpAddr::V4(v4) if v4.octets() == [203, 0, 113, 66] => Err(Refusal::AddressFilter),
         _ => Ok(()),
     };
-    let detected = detect(far, &mut conn, &limit::Config::default(), admit).await;
+    let detected = detect(far, &mut conn, &Limits::default(), admit).await;
     (detected, conn)
 }
 
@@ -289,11 +289,11 @@ proptest! {
 /// Greets with what it recognised, then waits for the peer or the shutdown.
 #[derive(Clone)]
 struct Greeter {
-    limits: limit::Config,
+    limits: Limits,
 }
 
 impl Serve for Greeter {
-    fn limits(&self) -> limit::Config {
+    fn limits(&self) -> Limits {
         self.limits.clone()
     }
 
@@ -345,7 +345,7 @@ struct Running {
     permits: Arc<Permits>,
 }
 
-fn running(limits: limit::Config) -> Running {
+fn running(limits: Limits) -> Running {
     let any = |name: &str, transport| Config {
         name: name.into(),
         bind: "127.0.0.1:0".parse().unwrap(),
@@ -376,8 +376,7 @@ fn greeting(stream: &mut TcpStream) -> String {
 
 #[test]
 fn a_listener_serves_limits_survives_a_panic_and_drains() {
-    let running =
-        running(limit::Config { connections_per_address_max: 3, drain_timeout_ms: 300, ..limit::Config::default() });
+    let running = running(Limits { connections_per_address_max: 3, drain_timeout_ms: 300, ..Limits::default() });
     let connect = |request: &[u8]| {
         let mut stream = TcpStream::connect(running.addresses[0]).unwrap();
         stream.write_all(request).unwrap();
