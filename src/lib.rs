@@ -21,4 +21,5 @@ pub mod tasks;
 pub mod telemetry;
 pub mod tls;
 pub mod units;
+pub mod upstream;
 pub mod worker;

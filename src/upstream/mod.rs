@@ -1,0 +1,5 @@
+//! The cloud side: who can be reached, and how what the spool holds gets there.
+
+mod config;
+
+pub use config::{BatchConfig, BatchFormat, Config, ForwardConfig, HealthConfig, Kind, MqttVersion};
