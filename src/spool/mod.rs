@@ -17,7 +17,11 @@
 //! Deliberately not: exactly once, a query language, a file that shrinks (freed pages are reused; the file stays at its high-water mark).
 //!
 //! Cost per message: one lock, one encoding (a memcpy plus about 5 bytes), no allocation, 1/N of a commit. Per commit: one transaction, one fsync of the
-//! WAL, about four 4 KiB pages beyond the data (leaf, page 1, freelist trunk). See `numbers` at the end of `writer.rs` for what was measured.
+//! WAL, about three pages beyond the data (leaf, page 1, freelist trunk).
+//!
+//! Measured (`bench.rs`, 2026-11-21, debug build with SQLite optimised, 2 cores at load 7, ext4, 200-byte payloads, `write_bytes` of `/proc/self/io` over
+//! payload and topic): 64 closed-loop clients 18,300 acknowledgements/s with the uplink down and 2.69 bytes written per user byte, 17,600/s and 2.75 while
+//! drained, on a disk that did 275 bare fsyncs/s: 1.04 of what 64 per fsync can give. 1,000 clients: 122,800/s and 2.12. One client: one fsync each.
 
 mod config;
 mod inbox;
@@ -29,6 +33,8 @@ mod store;
 mod writer;
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
@@ -36,6 +42,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use metrics::{counter, gauge};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
@@ -45,6 +52,7 @@ pub use reader::{Batch, Cursor, Reader, Stored};
 pub use store::inspect;
 
 use crate::message::{Completion, Message, Receipt, Reject};
+use crate::telemetry::{SPOOL_APPENDED_TOTAL, SPOOL_BYTES, SPOOL_DELIVERED_TOTAL, SPOOL_OLDEST_SECONDS, SPOOL_RECORDS};
 use inbox::{Inbox, Order, Shared, Waiter};
 use lane::Lane;
 use ledger::Losses;
@@ -298,6 +306,19 @@ impl Spool {
     /// Every sink, orphaned ones last.
     pub fn stats(&self) -> Vec<SinkStats> {
         self.0.shared.lanes.iter().map(Lane::stats).collect()
+    }
+
+    /// Sets the gauges and counters of every sink; to be called before a scrape.
+    pub fn export_metrics(&self) {
+        let now_ms = writer::now_ms();
+        for sink in self.stats() {
+            let age_secs = sink.oldest_ms.map_or(0.0, |oldest| now_ms.saturating_sub(oldest) as f64 / 1000.0);
+            gauge!(SPOOL_RECORDS, "sink" => sink.name.clone()).set(sink.queued_records as f64);
+            gauge!(SPOOL_BYTES, "sink" => sink.name.clone()).set(sink.queued_bytes as f64);
+            gauge!(SPOOL_OLDEST_SECONDS, "sink" => sink.name.clone()).set(age_secs);
+            counter!(SPOOL_APPENDED_TOTAL, "sink" => sink.name.clone()).absolute(sink.appended);
+            counter!(SPOOL_DELIVERED_TOTAL, "sink" => sink.name).absolute(sink.delivered);
+        }
     }
 
     /// What was lost and why, newest hour first, at most `rows_max` rows. Reads the disk: not for a worker.

@@ -8,6 +8,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use metrics::{Counter, Histogram, counter, histogram};
 
 use super::config::WhenFull;
 use super::inbox::{Failure, Group, Order, Shared};
@@ -16,6 +17,7 @@ use super::ledger::{Losses, Reason};
 use super::record::{self, Pack};
 use super::store::{Ack, Commit, NewRow, Store};
 use crate::message::Reject;
+use crate::telemetry::{SPOOL_COMMIT_SECONDS, SPOOL_COMMITS_TOTAL, SPOOL_LOST_TOTAL};
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -38,6 +40,9 @@ pub(super) struct Writer {
     wal_bytes: u64,
     failures: u32,
     next_probe: Option<Instant>,
+    commit_seconds: Histogram,
+    commits_ok: Counter,
+    commits_failed: Counter,
 }
 
 enum Work {
@@ -88,6 +93,9 @@ impl Writer {
             wal_bytes: 0,
             failures: 0,
             next_probe: None,
+            commit_seconds: histogram!(SPOOL_COMMIT_SECONDS),
+            commits_ok: counter!(SPOOL_COMMITS_TOTAL, "outcome" => "ok"),
+            commits_failed: counter!(SPOOL_COMMITS_TOTAL, "outcome" => "failed"),
         }
     }
 
@@ -342,11 +350,23 @@ impl Writer {
             })
             .collect();
         let nothing = commit.rows.is_empty() && commit.acks.is_empty() && commit.losses.is_empty();
-        let more = if nothing && commit.damaged.is_empty() { false } else { self.store.commit(&commit)? };
+        let more = if nothing && commit.damaged.is_empty() {
+            false
+        } else {
+            let start = Instant::now();
+            let result = self.store.commit(&commit);
+            self.commit_seconds.record(start.elapsed().as_secs_f64());
+            if result.is_ok() { &self.commits_ok } else { &self.commits_failed }.increment(1);
+            result?
+        };
         let data: usize = outgoing.iter().map(|row| row.data.len()).sum();
         // Four pages of tree, freelist and header beside the data.
-        self.wal_bytes += data as u64 + 4 * 4120 * (1 + acked.len() as u64);
+        self.wal_bytes += data as u64 + 4 * 2072 * (1 + acked.len() as u64);
         if with_acks {
+            for (sink, key, sum) in &commit.losses {
+                counter!(SPOOL_LOST_TOTAL, "sink" => sink.to_string(), "reason" => key.reason.as_str())
+                    .increment(sum.records);
+            }
             drop(commit);
             for (index, now) in acked {
                 if let Some(written) = self.written.get_mut(index) {
