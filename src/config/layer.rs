@@ -327,7 +327,11 @@ impl Expansion<'_> {
     }
 
     fn child(&mut self, node: &mut Node, schema: &Json, segment: &str, path: &mut String) {
-        let below = self.schema.below(schema, segment).cloned().unwrap_or(Json::Null);
+        let mut below = self.schema.below(schema, segment).cloned().unwrap_or(Json::Null);
+        if let (Some(Json::String(format)), Json::Object(below)) = (schema.get("format"), &mut below) {
+            // A list of paths says so once.
+            below.insert("format".into(), Json::String(format.clone()));
+        }
         let length = path.len();
         if !path.is_empty() {
             path.push('.');

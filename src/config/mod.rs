@@ -8,8 +8,8 @@ pub mod check;
 pub mod defaults;
 mod deserialize;
 pub mod document;
-pub mod gateway;
 mod layer;
+pub mod policy_file;
 pub mod problem;
 pub mod reload;
 pub mod schema;
@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 pub use layer::Inputs;
 pub use problem::{Problem, Report, Severity};
 
-use document::Node;
+use crate::policy::Policy;
+use document::{KeyPath, Node, Step};
 use schema::Schema;
 
 /// The whole configuration. Each table is documented where its `Config` is.
@@ -30,9 +31,23 @@ use schema::Schema;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The gateway itself: who it is and where it keeps its data.
-    pub gateway: gateway::Config,
+    pub gateway: crate::gateway::Config,
+    /// Doors for devices.
+    pub listener: Vec<crate::listener::Config>,
+    /// The operator's address: admin API, metrics, health, dashboard.
+    pub admin: crate::admin::Config,
+    /// How devices prove who they are.
+    pub identity: crate::identity::Config,
+    /// Who may do what, in files of their own.
+    pub policy: crate::policy::Config,
+    /// Networks that may connect at all, checked before a byte is read. Deny wins.
+    pub address_filter: crate::policy::address::Config,
     /// Every limit. What happens when one is reached is said at each.
     pub limits: crate::limit::Config,
+    /// The durable queue.
+    pub spool: crate::spool::Config,
+    /// The request plane: requests that are proxied to an upstream. The longest matching prefix wins.
+    pub route: Vec<crate::gateway::RouteConfig>,
     /// Logs.
     pub telemetry: crate::telemetry::Config,
 }
@@ -41,6 +56,8 @@ pub struct Config {
 #[derive(Debug)]
 pub struct Loaded {
     pub config: Config,
+    /// The compiled rules of the files in `[policy]`.
+    pub policy: Policy,
     /// Warnings only.
     pub report: Report,
     /// Every file that was read; a change in one of them may change the configuration.
@@ -55,24 +72,33 @@ pub struct Loaded {
 /// Every problem at once, warnings among them, if at least one is an error.
 pub fn load(inputs: &Inputs) -> Result<Loaded, Report> {
     let schema = schema();
-    let layered = layer::assemble(inputs, &schema, &defaults_text());
+    let mut layered = layer::assemble(inputs, &schema, &defaults_text());
     let mut problems = layered.problems;
+    let mut policy = Policy::deny_all();
     let mut readable = layered.root.clone();
     let mut config = Config::default();
     if !layered.broken {
+        let mut refused = Vec::new();
         for finding in schema.check(&layered.root) {
             problems.push(finding.problem);
-            prune(&mut readable, &finding.prune);
+            readable.remove(&finding.prune);
+            refused.push(finding.prune);
         }
-        config = deserialize_all(&mut readable, &layered.root, &mut problems);
-        check::check(&config, &layered.root, &mut problems);
+        config = deserialize_all(&mut readable, &layered.root, &schema, &mut refused, &mut problems);
+        check::check(&config, &layered.root, &refused, &mut problems);
+        let named = |index| {
+            let path = [Step::Key("policy".into()), Step::Key("files".into()), Step::Index(index)];
+            layered.root.at_path(&path).map(|node| node.at)
+        };
+        policy = policy_file::load(&config.policy.files, named, &mut layered.sources, &mut problems);
+        layered.files.extend(config.policy.files.iter().map(PathBuf::from));
     }
     let mut report = Report { sources: layered.sources, problems };
     report.sort();
     if report.errors() > 0 {
         return Err(report);
     }
-    Ok(Loaded { config, report, files: layered.files, document: layered.root })
+    Ok(Loaded { config, policy, report, files: layered.files, document: layered.root })
 }
 
 /// The JSON schema of [`Config`].
@@ -87,17 +113,24 @@ fn defaults_text() -> String {
 }
 
 /// Deserialises; whatever serde refuses is reported, removed and tried again, so that one bad value does not hide the next.
-fn deserialize_all(readable: &mut Node, document: &Node, problems: &mut Vec<Problem>) -> Config {
+fn deserialize_all(
+    readable: &mut Node,
+    document: &Node,
+    schema: &Schema,
+    refused: &mut Vec<KeyPath>,
+    problems: &mut Vec<Problem>,
+) -> Config {
     const REFUSALS_MAX: usize = 200;
     for _ in 0..REFUSALS_MAX {
         match deserialize::from_node::<Config>(readable) {
             Ok(config) => return config,
             Err((path, message)) => {
-                problems.push(refusal(readable, document, &path, &message));
+                problems.push(refusal(readable, document, schema, &path, &message));
                 if path.is_empty() {
                     break;
                 }
-                prune(readable, &path);
+                readable.remove(&path);
+                refused.push(path);
             }
         }
     }
@@ -105,13 +138,23 @@ fn deserialize_all(readable: &mut Node, document: &Node, problems: &mut Vec<Prob
 }
 
 /// Turns what serde said into a problem at the value's place, without repeating a secret.
-fn refusal(readable: &Node, document: &Node, path: &[document::Step], message: &str) -> Problem {
+fn refusal(readable: &Node, document: &Node, schema: &Schema, path: &[Step], message: &str) -> Problem {
     let node = readable.at_path(path);
     let key = node_key(readable, document, path);
     let secret =
         key.rsplit('.').next().is_some_and(problem::is_secret_key) || node.is_some_and(|n| n.written.is_some());
     let message = if secret { "the value is not valid".to_owned() } else { problem::mask_urls(message) };
-    let problem = Problem::error(message).key(key);
+    let segments: Vec<String> = path
+        .iter()
+        .map(|step| match step {
+            Step::Key(key) => key.clone(),
+            Step::Index(index) => index.to_string(),
+        })
+        .collect();
+    let mut problem = Problem::error(message).key(key);
+    if let Some(schema_here) = schema.at(&segments) {
+        problem = problem.allowed(schema.describe(schema_here));
+    }
     match node {
         Some(node) => problem.value(node).at(node.at),
         None => problem,
@@ -119,14 +162,9 @@ fn refusal(readable: &Node, document: &Node, path: &[document::Step], message: &
 }
 
 /// The key path for people. Pruning may have shifted list indexes in `readable`, so entries are found by name where they have one.
-fn node_key(readable: &Node, document: &Node, path: &[document::Step]) -> String {
+fn node_key(readable: &Node, document: &Node, path: &[Step]) -> String {
     let key = readable.render_path(path);
     if key.is_empty() { document.render_path(path) } else { key }
-}
-
-/// Takes out what cannot be read. An entry of a list goes as a whole if one of its keys is required; serde says so on the next try.
-fn prune(readable: &mut Node, path: &[document::Step]) {
-    readable.remove(path);
 }
 
 #[cfg(test)]

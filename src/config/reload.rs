@@ -43,5 +43,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     differs("gateway.name", old.gateway.name != new.gateway.name);
     differs("gateway.data_dir", old.gateway.data_dir != new.gateway.data_dir);
     differs("gateway.workers", old.gateway.workers != new.gateway.workers);
+    differs("admin.bind", old.admin.bind != new.admin.bind);
     keys
 }

@@ -3,8 +3,11 @@
 //! Reports everything at once, which serde cannot: it stops at the first error. Covers the keywords that those structs produce; what a
 //! schema cannot say (a topic filter, an address) is left to deserialisation, which runs afterwards and has the last word.
 
+use std::net::SocketAddr;
+
 use serde_json::{Map, Value as Json};
 
+use crate::network::Network;
 use crate::units::{Age, ByteSize, Rate};
 
 use super::document::{KeyPath, Node, Step, Value};
@@ -119,6 +122,22 @@ impl Schema {
         }
     }
 
+    /// Every `pattern` that [`pattern`] does not know.
+    #[cfg(test)]
+    pub fn unknown_patterns(&self) -> Vec<String> {
+        fn walk(at: &Json, found: &mut Vec<String>) {
+            if at.get("pattern").is_some_and(Json::is_string) && pattern(at).is_none() {
+                found.push(at.to_string());
+            }
+            let children =
+                at.as_object().into_iter().flat_map(|o| o.values()).chain(at.as_array().into_iter().flatten());
+            children.for_each(|child| walk(child, found));
+        }
+        let mut found = Vec::new();
+        walk(&self.root, &mut found);
+        found
+    }
+
     /// What a schema allows, as the end of the sentence "allowed: ...".
     pub fn describe(&self, schema: &Json) -> String {
         let branches = self.branches(schema);
@@ -142,8 +161,14 @@ impl Schema {
             Some("byte-size") => return ByteSize::ALLOWED.to_owned(),
             Some("age") => return Age::ALLOWED.to_owned(),
             Some("rate") => return Rate::ALLOWED.to_owned(),
+            Some("path") if types(schema).contains(&"array") => return "a list of paths".to_owned(),
             Some("path") => return "a path".to_owned(),
+            Some("socket-address") => return SOCKET_ADDRESS.to_owned(),
+            Some("cidr") => return Network::ALLOWED.to_owned(),
             _ => {}
+        }
+        if let Some((_, allowed)) = pattern(schema) {
+            return allowed.to_owned();
         }
         let kinds: Vec<String> = types(schema)
             .into_iter()
@@ -244,7 +269,9 @@ impl Walk<'_> {
                     Some("byte-size") => text.parse::<ByteSize>().is_err(),
                     Some("age") => text.parse::<Age>().is_err(),
                     Some("rate") => text.parse::<Rate>().is_err(),
-                    _ => false,
+                    Some("socket-address") => text.parse::<SocketAddr>().is_err(),
+                    Some("cidr") => text.parse::<Network>().is_err(),
+                    _ => pattern(schema).is_some_and(|(fits, _)| !fits(text)),
                 };
                 if short || long || malformed {
                     self.refuse(node, schema, Some(if malformed { "not understood" } else { "wrong length" }));
@@ -368,6 +395,30 @@ fn types(schema: &Json) -> Vec<&str> {
 fn words(schema: &Json) -> Vec<String> {
     let listed = schema.get("enum").and_then(Json::as_array).into_iter().flatten();
     listed.chain(schema.get("const")).filter_map(Json::as_str).map(str::to_owned).collect()
+}
+
+pub(super) const SOCKET_ADDRESS: &str = "an address and a port such as \"127.0.0.1:1883\" or \"[::1]:1883\"";
+
+/// A check for text, and what it allows.
+type Pattern = (fn(&str) -> bool, &'static str);
+
+/// The regular expressions that our schemas use, as code: few enough to need no engine. A test fails on one that is missing here.
+fn pattern(schema: &Json) -> Option<Pattern> {
+    match schema.get("pattern")?.as_str()? {
+        "^[A-Za-z0-9._-]{1,64}$" => Some((
+            |t| (1..=64).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)),
+            "1 to 64 characters out of A-Z a-z 0-9 . _ -",
+        )),
+        "^(/|(/[A-Za-z0-9._~-]+)+)$" => Some((
+            |t| {
+                let segment =
+                    |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b));
+                t == "/" || t.strip_prefix('/').is_some_and(|t| t.split('/').all(segment))
+            },
+            "a path such as \"/\" or \"/gw\", of segments out of A-Z a-z 0-9 . _ ~ -",
+        )),
+        _ => None,
+    }
 }
 
 fn number(schema: &Json, keyword: &str) -> Option<f64> {

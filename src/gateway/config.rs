@@ -12,6 +12,7 @@ pub struct Config {
     #[schemars(regex(pattern = r"^[A-Za-z0-9._-]{1,64}$"))]
     pub name: String,
     /// Where the registry, the spool and the gateway key live; relative to the configuration file.
+    #[schemars(extend("format" = "path"))]
     pub data_dir: PathBuf,
     /// Worker threads: "auto" (one per core) or a number from 1 to 256. Each has its own sockets and upstream connections.
     pub workers: Workers,

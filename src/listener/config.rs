@@ -15,7 +15,11 @@ pub struct Config {
     /// What logs and policies call this listener; unique.
     pub name: String,
     /// Address and port to listen on. "0.0.0.0" is every IPv4 address and "[::]" every IPv6 address of the machine, each by itself; port 0 takes a free one.
+    #[schemars(extend("format" = "socket-address"))]
     pub bind: SocketAddr,
+    /// Without encryption (tcp, udp) a listener binds to loopback and private addresses only, because plain logins can be relayed and
+    /// payloads read. True allows any address, such as "0.0.0.0:1883".
+    pub allow_public: bool,
     /// tcp, tls, udp (`CoAP`) or dtls (`CoAP`; not served by this build).
     pub transport: TransportKind,
     /// What is spoken here. Another protocol is recognised, counted and closed.
@@ -23,8 +27,10 @@ pub struct Config {
     /// Addresses that may send a PROXY protocol header (v1 or v2), whose client address is then believed. From any other address such a header closes the connection.
     pub proxy_protocol_from: Vec<Network>,
     /// For tls: the certificate chain, PEM, the gateway's own first. Relative to this file.
+    #[schemars(extend("format" = "path"))]
     pub certificate: Option<PathBuf>,
     /// For tls: the private key, PEM, not readable by every user. Relative to this file.
+    #[schemars(extend("format" = "path"))]
     pub key: Option<PathBuf>,
     /// For tls: whether a device may identify itself by certificate. Any self-signed one will do; its Ed25519 key has to be in the registry.
     pub client_certificates: ClientCertificates,
@@ -35,6 +41,7 @@ impl Default for Config {
         Config {
             name: String::new(),
             bind: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            allow_public: false,
             transport: TransportKind::Tcp,
             protocols: ProtocolName::ALL.to_vec(),
             proxy_protocol_from: Vec::new(),

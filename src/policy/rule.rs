@@ -15,6 +15,7 @@ use crate::units::{ByteSize, Rate};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Files with `[[rule]]` tables, relative to this file, read in this order. Without a rule that allows it, nothing is allowed.
+    #[schemars(extend("format" = "path"))]
     pub files: Vec<String>,
 }
 
