@@ -7,6 +7,7 @@ mod cert;
 mod check;
 mod completions;
 mod config;
+mod device;
 mod private_file;
 
 use std::fmt;
@@ -49,6 +50,8 @@ enum Command {
     Config(config::Arguments),
     /// Make certificates: a certificate authority, one for the gateway, one for a device.
     Cert(cert::Arguments),
+    /// Register devices, look at them, revoke them; sign tokens and log in for them.
+    Device(device::Arguments),
     /// Print a completion script for a shell.
     Completions(completions::Arguments),
 }
@@ -80,6 +83,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Check => check::run(context),
         Command::Config(arguments) => config::run(context, arguments),
         Command::Cert(arguments) => cert::run(context, arguments),
+        Command::Device(arguments) => device::run(context, arguments),
         Command::Completions(arguments) => completions::run(context, &mut Cli::command(), arguments),
     }
 }
