@@ -1,5 +1,7 @@
 //! The cloud side: who can be reached, and how what the spool holds gets there.
 
 mod config;
+pub mod event;
+pub mod mqtt;
 
 pub use config::{BatchConfig, BatchFormat, Config, ForwardConfig, HealthConfig, Kind, MqttVersion};
