@@ -101,7 +101,7 @@ impl Connection {
     /// A subscription as a stream of events.
     pub async fn follow(&self, device: Option<Arc<Device>>, filter: &str) -> Result<Response<Body>, Refused> {
         let permit = StreamPermit::acquire(&self.shared.streams, self.limits.event_streams_max)?;
-        let name = format!("{}#{}", self.conn.peer, self.shared.next_stream());
+        let name = format!("{}#{}", self.conn.peer, self.shared.next_name());
         let (mut seat, _) = Seat::open(&self.gateway, &self.conn, device, &name, None).await?;
         let (gateway, client) = seat.parts().ok_or(Reject::ShuttingDown)?;
         let options = SubscribeOptions { retain_as_published: true, ..SubscribeOptions::default() };

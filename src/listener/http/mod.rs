@@ -19,6 +19,9 @@ mod problem;
 mod seats;
 mod upgrade;
 
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
@@ -54,7 +57,7 @@ pub use upgrade::Upgraded;
 pub struct Shared {
     prefix: Prefix,
     streams: events::Streams,
-    stream_names: AtomicU64,
+    names: AtomicU64,
 }
 
 impl Shared {
@@ -62,12 +65,12 @@ impl Shared {
         Shared {
             prefix: Prefix::new(&gateway.config().device_api_prefix),
             streams: Arc::new(AtomicU32::new(0)),
-            stream_names: AtomicU64::new(1),
+            names: AtomicU64::new(1),
         }
     }
 
-    fn next_stream(&self) -> u64 {
-        self.stream_names.fetch_add(1, Ordering::Relaxed)
+    fn next_name(&self) -> u64 {
+        self.names.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -103,8 +106,7 @@ where
     http.header_read_timeout(None::<Duration>)
         .max_headers(limits.headers_max as usize)
         .max_header_size(header_bytes_max)
-        .max_buf_size(header_bytes_max.max(HTTP1_BUFFER_BYTES_MIN))
-        .pipeline_flush(true);
+        .max_buf_size(header_bytes_max.max(HTTP1_BUFFER_BYTES_MIN));
     let io = connection.bounded(io, prefix, head);
     let service = connection.clone();
     let service = service_fn(move |request| {
@@ -176,11 +178,12 @@ impl Connection {
     fn new(conn: ConnectionInfo, gateway: Arc<Gateway>, shared: Arc<Shared>, shutdown: CancellationToken) -> Arc<Self> {
         Arc::new(Connection {
             limits: gateway.limits(),
+            // Unique, so that a port used again takes nothing over from a connection that is still closing.
+            seats: Seats::new(format!("{}#{}", conn.peer, shared.next_name())),
             gateway,
             shared,
             conn,
             activity: Arc::default(),
-            seats: Seats::default(),
             upgrade: Upgrade::default(),
             shutdown,
         })

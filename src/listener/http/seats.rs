@@ -101,14 +101,19 @@ impl Drop for Seat {
 }
 
 /// The sessions of one connection.
-#[derive(Default)]
 pub struct Seats {
+    /// What the sessions are called.
+    name: String,
     // Requests of one HTTP/2 connection run at once, and opening a session waits.
     held: Mutex<Vec<Seat>>,
 }
 
 impl Seats {
     const HELD_MAX: usize = 16;
+
+    pub fn new(name: String) -> Self {
+        Seats { name, held: Mutex::default() }
+    }
 
     /// Calls `act` with the session of `device` on this connection, which begins if it has not yet.
     ///
@@ -129,7 +134,7 @@ impl Seats {
                 if held.len() >= Self::HELD_MAX {
                     held.remove(0);
                 }
-                let (seat, _) = Seat::open(gateway, conn, device, &conn.peer.to_string(), None).await?;
+                let (seat, _) = Seat::open(gateway, conn, device, &self.name, None).await?;
                 held.push(seat);
                 held.len() - 1
             }
