@@ -12,6 +12,8 @@ use super::Config;
 use super::document::{KeyPath, Node, Step, quoted};
 use super::problem::Problem;
 
+mod upstream;
+
 /// Appends everything that is wrong or doubtful.
 ///
 /// `config` lacks what was already `refused`, so names are taken from the document, and an entry with a refused key is not looked at
@@ -21,7 +23,11 @@ pub fn check(config: &Config, document: &Node, refused: &[KeyPath], problems: &m
     check.duplicate_names();
     check.listeners();
     check.admin();
+    check.upstreams();
+    check.forwards();
     check.routes();
+    check.route_upstreams();
+    check.unused_upstreams();
 }
 
 const TOKEN_CHARS_MIN: usize = 16;

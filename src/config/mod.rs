@@ -46,6 +46,10 @@ pub struct Config {
     pub limits: crate::limit::Config,
     /// The durable queue.
     pub spool: crate::spool::Config,
+    /// Cloud sides that rules and routes refer to by name.
+    pub upstream: Vec<crate::upstream::Config>,
+    /// The message plane: which topics go to which upstream, and with what promise.
+    pub forward: Vec<crate::upstream::ForwardConfig>,
     /// The request plane: requests that are proxied to an upstream. The longest matching prefix wins.
     pub route: Vec<crate::gateway::RouteConfig>,
     /// Logs.

@@ -73,8 +73,10 @@ impl Problem {
     /// The offending value, as TOML. Call after `key`: the key decides whether it is a secret.
     pub fn value(mut self, value: impl fmt::Display) -> Self {
         let leaf = self.key.rsplit('.').next().unwrap_or("");
+        // Any header may be a credential.
+        let secret = is_secret_key(leaf) || self.key.split('.').any(|segment| segment == "headers");
         let text = value.to_string();
-        self.value = Some(if is_secret_key(leaf) { MASK.to_owned() } else { shorten(&mask_urls(&text)) });
+        self.value = Some(if secret { MASK.to_owned() } else { shorten(&mask_urls(&text)) });
         self
     }
 
@@ -233,9 +235,9 @@ pub const MASK: &str = "\"***\"";
 
 /// Whether a key holds a secret by its name.
 pub fn is_secret_key(key: &str) -> bool {
-    ["token", "password", "secret"]
+    ["token", "password", "secret", "authorization", "api_key", "api-key", "cookie"]
         .iter()
-        .any(|word| key == *word || key.strip_suffix(word).is_some_and(|k| k.ends_with('_')))
+        .any(|word| key == *word || key.strip_suffix(word).is_some_and(|k| k.ends_with(['_', '-'])))
 }
 
 /// Replaces `user:password@` in URLs by `user:***@`; keeps the length, so that spans still fit.
@@ -265,10 +267,10 @@ fn mask_text(text: &str) -> String {
     while let Some(found) = text.get(from..).and_then(|t| t.find('=')) {
         let equals = from + found;
         let key = text.get(..equals).unwrap_or("").trim_end().trim_end_matches(['"', '\'']);
-        let start = key.rfind(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map_or(0, |n| n + 1);
+        let start = key.rfind(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))).map_or(0, |n| n + 1);
         let leaf = key.get(start..).unwrap_or("").to_ascii_lowercase();
         let line_end = text.get(equals..).and_then(|t| t.find('\n')).map_or(text.len(), |n| equals + n);
-        if is_secret_key(leaf.trim_start_matches('_')) {
+        if is_secret_key(leaf.trim_start_matches(['_', '-'])) {
             out.get_mut(equals + 1..line_end).into_iter().flatten().filter(|b| **b != b' ').for_each(|b| *b = b'*');
             from = line_end;
         } else {

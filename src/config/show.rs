@@ -70,7 +70,9 @@ fn mask(node: &mut Node, key: &str, written: Option<&Node>) {
         }
         Value::Table(entries) => {
             for entry in entries {
-                mask(&mut entry.node, &entry.key, written.and_then(|w| w.get(&entry.key)));
+                // Any header may be a credential.
+                let inner = if key == "headers" { "secret" } else { &entry.key };
+                mask(&mut entry.node, inner, written.and_then(|w| w.get(&entry.key)));
             }
         }
         _ => {}

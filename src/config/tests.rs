@@ -1,5 +1,7 @@
 use super::*;
 
+mod upstream;
+
 use std::collections::HashMap;
 use std::fs;
 
@@ -100,7 +102,7 @@ fn every_problem_is_reported_at_once_with_line_key_value_and_what_is_allowed() {
          4:12: error: gateway.data_dir = 7: wrong type, this is an integer; allowed: a path\n\
          5:21: error: gateway.device_api_prefix = \"iot/\": not understood; allowed: a path such as \"/\" or \"/gw\", of segments \
          out of A-Z a-z 0-9 . _ ~ -\n\
-         7:2: error: gatewya: unknown key; allowed: address_filter, admin, gateway, identity, limits, listener, policy, route, spool, telemetry; did you mean `gateway`?\n"
+         7:2: error: gatewya: unknown key; allowed: address_filter, admin, forward, gateway, identity, limits, listener, policy, route, spool, telemetry, upstream; did you mean `gateway`?\n"
     );
 }
 
@@ -182,7 +184,8 @@ fn every_mistake_has_its_message() {
         ),
         (
             "[[route]]\nname = \"r\"\nto = \"cloud\"\npath_prefix = \"api\"\nmethods = [\"GET\", \"get\"]\n",
-            "4:15: error: route.r.path_prefix = \"api\": not a path; allowed: a path that begins with /\n\
+            "3:6: error: route.r.to = \"cloud\": there is no upstream of this name; add an [[upstream]]\n\
+             4:15: error: route.r.path_prefix = \"api\": not a path; allowed: a path that begins with /\n\
              5:19: error: route.r.methods.1 = \"get\": not a method; allowed: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\n",
         ),
         ("[[route]]\nname = \"r\"\n", "1:1: error: route.r.to: missing; allowed: text\n"),
@@ -195,7 +198,7 @@ fn every_mistake_has_its_message() {
     let mut differ = String::new();
     for (text, expected) in table {
         let said = complaints(text);
-        let keys = "address_filter, admin, gateway, identity, limits, listener, policy, route, spool, telemetry";
+        let keys = "address_filter, admin, forward, gateway, identity, limits, listener, policy, route, spool, telemetry, upstream";
         let expected = expected.replace("KEYS", keys);
         if said != expected {
             differ.push_str(&format!("--- {text}\n{said}instead of\n{expected}\n"));

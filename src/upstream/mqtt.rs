@@ -279,7 +279,7 @@ enum Event {
     Connected,
     Sent(u16),
     Acknowledged(u16, Verdict),
-    Received(Received, AckOf),
+    Received(Received, Box<AckOf>),
     Other,
 }
 
@@ -343,7 +343,7 @@ impl Link {
                 rumqttc::Event::Incoming(Packet::PubAck(ack)) => Event::Acknowledged(ack.pkid, Verdict::Taken),
                 rumqttc::Event::Incoming(Packet::Publish(publish)) => Event::Received(
                     Received { topic: publish.topic.clone(), payload: publish.payload.clone(), retain: publish.retain },
-                    AckOf::V311(publish),
+                    Box::new(AckOf::V311(publish)),
                 ),
                 rumqttc::Event::Outgoing(Outgoing::Publish(id)) => Event::Sent(id),
                 rumqttc::Event::Incoming(_) | rumqttc::Event::Outgoing(_) => Event::Other,
@@ -357,7 +357,7 @@ impl Link {
                         payload: publish.payload.clone(),
                         retain: publish.retain,
                     },
-                    AckOf::V5(publish),
+                    Box::new(AckOf::V5(publish)),
                 ),
                 v5::Event::Outgoing(Outgoing::Publish(id)) => Event::Sent(id),
                 v5::Event::Incoming(_) | v5::Event::Outgoing(_) => Event::Other,
