@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod device;
 mod private_file;
+mod run;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -44,6 +45,8 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start the gateway: SIGHUP reloads the configuration, SIGTERM drains and stops.
+    Run,
     /// Check the configuration: every problem at once, with file, line, key, value and what is allowed.
     Check,
     /// Print all keys with their defaults, the JSON schema, or the effective configuration.
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
+        Command::Run => run::run(context),
         Command::Check => check::run(context),
         Command::Config(arguments) => config::run(context, arguments),
         Command::Cert(arguments) => cert::run(context, arguments),

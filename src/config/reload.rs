@@ -1,48 +1,32 @@
-//! Loading again while running: a new snapshot, or the reasons why the old one stays.
+//! What a reload can change while the gateway runs, and what only a new start can.
 
-use std::sync::Arc;
+use super::Config;
 
-use arc_swap::ArcSwap;
-
-use super::{Config, Inputs, Loaded, Report};
-
-/// What a reload did.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Nothing differs from what runs.
-    Unchanged,
-    /// The new snapshot is in place. `restart` names the keys that take effect only at the next start.
-    Changed { loaded: Box<Loaded>, restart: Vec<&'static str> },
-    /// The old snapshot stays.
-    Refused(Report),
+/// Keys that differ and are read once, at start.
+pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("gateway", old.gateway != new.gateway),
+        ("listener", old.listener != new.listener),
+        ("admin", old.admin != new.admin),
+        ("spool", old.spool != new.spool),
+        ("telemetry", old.telemetry != new.telemetry),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }
 
-/// Loads `inputs` anew and swaps the snapshot if everything is well; otherwise what runs keeps running.
-pub fn reload(inputs: &Inputs, current: &ArcSwap<Config>) -> Outcome {
-    let loaded = match super::load(inputs) {
-        Ok(loaded) => loaded,
-        Err(report) => return Outcome::Refused(report),
-    };
-    let old = current.load();
-    if **old == loaded.config {
-        return Outcome::Unchanged;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_at_start_is_named_and_the_rest_is_not() {
+        let old = Config::default();
+        let mut new = old.clone();
+        new.limits.connections_max += 1;
+        new.identity.token_ttl_secs += 1;
+        assert_eq!(needs_restart(&old, &new), [""; 0]);
+        new.gateway.name = "another".into();
+        new.admin.bind = "127.0.0.1:1".into();
+        assert_eq!(needs_restart(&old, &new), ["gateway", "admin"]);
     }
-    let restart = needs_restart(&old, &loaded.config);
-    current.store(Arc::new(loaded.config.clone()));
-    Outcome::Changed { loaded: Box::new(loaded), restart }
-}
-
-/// Keys that are read once, at start.
-fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let mut keys = Vec::new();
-    let mut differs = |key, differs: bool| {
-        if differs {
-            keys.push(key);
-        }
-    };
-    differs("gateway.name", old.gateway.name != new.gateway.name);
-    differs("gateway.data_dir", old.gateway.data_dir != new.gateway.data_dir);
-    differs("gateway.workers", old.gateway.workers != new.gateway.workers);
-    differs("admin.bind", old.admin.bind != new.admin.bind);
-    keys
 }

@@ -240,9 +240,30 @@ impl Gateway {
         self.forwards.iter().filter(|f| wants(&f.patterns)).map(|f| f.sink).collect()
     }
 
-    /// A message of the gateway's own (presence, downlink): no policy, no rate.
+    /// A message of the gateway's own, such as presence: no policy, no rate.
     pub fn emit(&self, topic: Topic, payload: Bytes, retain: bool, now: Instant) -> Result<Published, Reject> {
-        let message = Arc::new(Message {
+        let message = self.own_message(topic, payload, retain);
+        let (_, matches) = self.hub.matches(message.topic.as_str());
+        let sinks = self.sinks_of(message.topic.as_str());
+        self.dispatch(message, &matches, &sinks, None, now)
+    }
+
+    /// A message from a broker upstream: to local subscribers alone, never to a sink, where it could go round in a circle.
+    ///
+    /// # Errors
+    /// [`Reject::Malformed`] and [`Reject::Forbidden`] for its topic, [`Reject::Full`].
+    pub fn downlink(&self, topic: &str, payload: Bytes, retain: bool, now: Instant) -> Result<Published, Reject> {
+        let topic = Topic::parse(topic).map_err(|_| Reject::Malformed { what: "not a topic" })?;
+        if is_reserved(topic.as_str()) {
+            return Err(Reject::Forbidden { rule: None });
+        }
+        let (_, matches) = self.hub.matches(topic.as_str());
+        let message = self.own_message(topic, payload, retain);
+        self.dispatch(message, &matches, &[], None, now)
+    }
+
+    fn own_message(&self, topic: Topic, payload: Bytes, retain: bool) -> Arc<Message> {
+        Arc::new(Message {
             id: self.message_id(),
             ingested_ms: wall_ms(),
             topic,
@@ -251,10 +272,7 @@ impl Gateway {
             retain,
             origin: Origin { device: None, protocol: Protocol::Gateway, session: None },
             properties: None,
-        });
-        let (_, matches) = self.hub.matches(message.topic.as_str());
-        let sinks = self.sinks_of(message.topic.as_str());
-        self.dispatch(message, &matches, &sinks, None, now)
+        })
     }
 
     /// Retain, spool, subscribers, acknowledgement.

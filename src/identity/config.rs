@@ -60,7 +60,7 @@ impl Default for Config {
             used_challenges_max: 65_536,
             used_challenges_per_device_max: 4_096,
             verify_concurrency_max: 16,
-            registry_poll_ms: 500,
+            registry_poll_ms: 250,
             google_client_ids: false,
         }
     }

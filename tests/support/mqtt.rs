@@ -107,7 +107,7 @@ impl MqttClient {
             let topic = String::from_utf8_lossy(&packet.body[2..2 + length]).into_owned();
             let mut rest = &packet.body[2 + length..];
             if qos > 0 {
-                self.send(PUBACK, &rest[..2].to_vec())?;
+                self.send(PUBACK, &rest[..2])?;
                 rest = &rest[2..];
             }
             if self.v5 {

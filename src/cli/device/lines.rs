@@ -24,7 +24,8 @@ struct Stream {
 impl Endpoints {
     /// The first listener that serves each protocol, without TLS before with it. No listeners at all: the standard ports on this machine.
     pub(crate) fn of(listeners: &[Listener], prefix: &str) -> Endpoints {
-        let prefix = prefix.to_owned();
+        // The prefix at the top is "/", which is in front of every path anyway.
+        let prefix = prefix.trim_end_matches('/').to_owned();
         if listeners.is_empty() {
             let stream = Stream { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1883)), tls: false };
             let coap = Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 5683)));

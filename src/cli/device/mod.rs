@@ -13,7 +13,7 @@ mod show;
 mod token;
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use tidegate_auth::keyfile::{KeyTextError, public_from_text};
@@ -85,35 +85,41 @@ enum KeyCommand {
 pub fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
     let Arguments { data_dir, command } = arguments;
     let site = || Site::find(context, data_dir.as_ref());
+    let changed = |change: &dyn Fn(&Site) -> Result<(), Failure>| {
+        let site = site()?;
+        change(&site)?;
+        site.wait_until_seen();
+        Ok(())
+    };
     match command {
-        DeviceCommand::Add(arguments) => add::run(context, &site()?, &arguments),
+        DeviceCommand::Add(arguments) => changed(&|site| add::run(context, site, &arguments)),
         DeviceCommand::List { role } => show::list(context, &site()?, role.as_deref()),
         DeviceCommand::Show { id } => show::show(context, &site()?, &device_id(&id)?),
-        DeviceCommand::Revoke { id } => show::set_enabled(context, &site()?, &device_id(&id)?, false),
-        DeviceCommand::Enable { id } => show::set_enabled(context, &site()?, &device_id(&id)?, true),
-        DeviceCommand::Key { command } => key(context, &site()?, command),
+        DeviceCommand::Revoke { id } => changed(&|site| show::set_enabled(context, site, &device_id(&id)?, false)),
+        DeviceCommand::Enable { id } => changed(&|site| show::set_enabled(context, site, &device_id(&id)?, true)),
+        DeviceCommand::Key { command } => changed(&|site| key(context, site, &command)),
         DeviceCommand::Token(arguments) => token::run(context, &site, &arguments),
         DeviceCommand::Login(arguments) => login::run(context, &site, &arguments),
-        DeviceCommand::Import(arguments) => import::run(context, &site()?, &arguments),
+        DeviceCommand::Import(arguments) => changed(&|site| import::run(context, site, &arguments)),
     }
 }
 
-fn key(context: &Context, site: &Site, command: KeyCommand) -> Result<(), Failure> {
+fn key(context: &Context, site: &Site, command: &KeyCommand) -> Result<(), Failure> {
     let mut registry = site.registry()?;
     let (record, what) = match command {
         KeyCommand::Add { id, public_key, not_before, not_after } => {
-            let id = device_id(&id)?;
+            let id = device_id(id)?;
             if let (Some(from), Some(until)) = (not_before, not_after)
                 && from >= until
             {
                 return Err(Failure::input("--not-after is not later than --not-before"));
             }
-            let key = NewKey { public: read_public_key(&public_key)?, not_before, not_after };
+            let key = NewKey { public: read_public_key(public_key)?, not_before: *not_before, not_after: *not_after };
             (registry.add_key(&id, &key, unix_now()).map_err(failure)?, "added")
         }
         KeyCommand::Remove { id, key_id } => {
-            let id = device_id(&id)?;
-            let key_id = text::from_text(&key_id).map(KeyId);
+            let id = device_id(id)?;
+            let key_id = text::from_text(key_id).map(KeyId);
             let key_id = key_id.ok_or_else(|| {
                 Failure::input("a key id is 16 hex digits").help(format!("`tidegate device show {id}` prints them"))
             })?;
@@ -135,21 +141,37 @@ fn key(context: &Context, site: &Site, command: KeyCommand) -> Result<(), Failur
 pub(crate) struct Site {
     data_dir: PathBuf,
     endpoints: Endpoints,
+    registry_poll: Duration,
 }
 
 impl Site {
     fn find(context: &Context, data_dir: Option<&PathBuf>) -> Result<Site, Failure> {
         if let Some(data_dir) = data_dir {
-            return Ok(Site { data_dir: data_dir.clone(), endpoints: Endpoints::of(&[], "") });
+            let registry_poll = poll_of(&crate::identity::Config::default());
+            return Ok(Site { data_dir: data_dir.clone(), endpoints: Endpoints::of(&[], "/"), registry_poll });
         }
         let config = context.load()?.config;
-        let endpoints = Endpoints::of(&[], &config.gateway.device_api_prefix);
-        Ok(Site { data_dir: config.gateway.data_dir, endpoints })
+        let endpoints = Endpoints::of(&config.listener, &config.gateway.device_api_prefix);
+        Ok(Site { data_dir: config.gateway.data_dir, endpoints, registry_poll: poll_of(&config.identity) })
+    }
+
+    /// After a change: waits until a running gateway has seen it, so that the next command of a script finds it in force.
+    fn wait_until_seen(&self) {
+        let running = std::fs::read(self.data_dir.join(crate::RUNNING_FILE)).ok();
+        let running = running.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+        let pid = running.and_then(|running| running.get("pid")?.as_u64());
+        if pid.is_some_and(|pid| PathBuf::from(format!("/proc/{pid}")).exists()) {
+            std::thread::sleep(self.registry_poll + Duration::from_millis(50));
+        }
     }
 
     fn registry(&self) -> Result<Registry, Failure> {
         Registry::open(&self.data_dir).map_err(failure)
     }
+}
+
+fn poll_of(identity: &crate::identity::Config) -> Duration {
+    Duration::from_millis(u64::from(identity.registry_poll_ms))
 }
 
 /// An error of the registry as the end of a command.
