@@ -7,6 +7,7 @@ mod cert;
 mod check;
 mod completions;
 mod config;
+mod demo;
 mod device;
 mod private_file;
 mod run;
@@ -47,6 +48,8 @@ struct Options {
 enum Command {
     /// Start the gateway: SIGHUP reloads the configuration, SIGTERM drains and stops.
     Run,
+    /// See it work: the whole gateway with a pretend cloud and pretend sensors, live.
+    Demo(demo::Arguments),
     /// Check the configuration: every problem at once, with file, line, key, value and what is allowed.
     Check,
     /// Print all keys with their defaults, the JSON schema, or the effective configuration.
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
 fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Run => run::run(context),
+        Command::Demo(arguments) => demo::run(context, &arguments),
         Command::Check => check::run(context),
         Command::Config(arguments) => config::run(context, arguments),
         Command::Cert(arguments) => cert::run(context, arguments),

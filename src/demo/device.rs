@@ -15,8 +15,10 @@ use parking_lot::Mutex;
 use tidegate_auth::exchange::{ChallengeAnswer, ChallengeRequest, SessionAnswer, SessionRequest};
 use tidegate_auth::jwt::{Audience, Claims, NumericDate};
 use tidegate_auth::{CbType, ClientNonce, GatewayId, Proto, SecretKey, Transcript, enhanced, jwt, text};
-use tidegate_mqtt::{Connect, Filters, FiltersBuf, Packet, PacketId, Properties, PropertiesBuf, Property, Publish, Qos, Reason};
 use tidegate_mqtt::{Auth, Subscribe, SubscribeOptions, Version};
+use tidegate_mqtt::{
+    Connect, Filters, FiltersBuf, Packet, PacketId, Properties, PropertiesBuf, Property, Publish, Qos, Reason,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
@@ -114,11 +116,16 @@ impl Device {
     }
 
     async fn report_over_mqtt(&self, mut link: MqttLink) -> io::Result<()> {
-        let mut filters = FiltersBuf::default();
+        let mut filters = FiltersBuf::for_subscribe();
         let options = SubscribeOptions { qos: Qos::AtLeastOnce, ..SubscribeOptions::default() };
         filters.push("c/#", options).map_err(|error| refused(&error.to_string()))?;
         let filters: Filters<'_> = filters.as_filters();
-        link.send(&Packet::Subscribe(Subscribe { packet_id: packet_id(65_535)?, properties: Properties::EMPTY, filters })).await?;
+        link.send(&Packet::Subscribe(Subscribe {
+            packet_id: packet_id(65_535)?,
+            properties: Properties::EMPTY,
+            filters,
+        }))
+        .await?;
         let mut ticks = tokio::time::interval(self.every);
         let mut waiting: std::collections::HashMap<PacketId, u64> = std::collections::HashMap::new();
         loop {
@@ -215,7 +222,7 @@ impl Device {
         let client_nonce = nonce()?;
         let question = ChallengeRequest { device_id: self.id.clone(), client_nonce }.to_cbor();
         let answer = link.request(&["auth", "c"], None, None, question).await?;
-        let challenge = answer.payload.as_slice().try_into().map_err(|_| refused("no challenge"))?;
+        let challenge: [u8; 38] = answer.payload.as_slice().try_into().map_err(|_| refused("no challenge"))?;
         let signature = self.sign(Proto::Coap, &client_nonce, &challenge)?;
         let proof = SessionRequest {
             device_id: self.id.clone(),
@@ -387,7 +394,8 @@ impl CoapLink {
             self.socket.send(&bytes).await?;
             let deadline = tokio::time::Instant::now() + timeout;
             while let Ok(received) = tokio::time::timeout_at(deadline, self.socket.recv(&mut buffer)).await {
-                let answer = CoapPacket::from_bytes(&buffer[..received?]).map_err(|error| refused(&error.to_string()))?;
+                let answer =
+                    CoapPacket::from_bytes(&buffer[..received?]).map_err(|error| refused(&error.to_string()))?;
                 if answer.get_token() != token || answer.header.code == MessageClass::Empty {
                     continue;
                 }

@@ -20,9 +20,9 @@ use tidegate_auth::SecretKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
-use crate::gateway::Gateway;
-use crate::identity::{NewDevice, Registry};
-use crate::message::Topic;
+use crate::gateway::{Gateway, wall_ms};
+use crate::identity::{GatewayKey, NewDevice, NewKey, Registry};
+use crate::message::{DeviceId, Topic};
 
 use cloud::Cloud;
 use device::{Device, Tally};
@@ -55,7 +55,10 @@ pub struct Summary {
 /// Why the demo could not run.
 #[derive(Debug)]
 pub enum Error {
-    Io { what: &'static str, source: io::Error },
+    Io {
+        what: &'static str,
+        source: io::Error,
+    },
     /// A fault of ours: the demo's own configuration was refused.
     Config(String),
     Start(crate::StartError),
@@ -91,17 +94,20 @@ pub fn run(options: Options) -> Result<Summary, Error> {
 async fn play(options: Options, folder: &Path) -> Result<Summary, Error> {
     let cloud = Cloud::start().await.map_err(|source| Error::Io { what: "cannot start the pretend cloud", source })?;
     write_files(folder, &cloud).map_err(|source| Error::Io { what: "cannot write the configuration", source })?;
-    let guest = register(&folder.join("data"), "guest", "guest")?;
-    std::fs::write(folder.join("guest.key"), tidegate_auth::keyfile::secret_to_pem(&guest).as_bytes())
-        .map_err(|source| Error::Io { what: "cannot write the guest's key", source })?;
-    private(&folder.join("guest.key"));
-    let keys: Vec<SecretKey> =
-        SENSORS.iter().map(|(id, _)| register(&folder.join("data"), id, "sensor")).collect::<Result<_, _>>()?;
+    let everyone: Vec<(&str, &str)> =
+        SENSORS.iter().map(|(id, _)| (*id, "sensor")).chain([("guest", "guest")]).collect();
+    let mut keys = register(&folder.join("data"), &everyone)?;
+    if let Some(guest) = keys.pop() {
+        let path = folder.join("guest.key");
+        std::fs::write(&path, tidegate_auth::keyfile::secret_to_pem(&guest).as_bytes())
+            .map_err(|source| Error::Io { what: "cannot write the guest's key", source })?;
+        private(&path);
+    }
 
     let inputs = config::Inputs { path: Some(folder.join("tidegate.toml")), ..config::Inputs::default() };
     let loaded = config::load(&inputs).map_err(|report| Error::Config(report.pretty(false)))?;
     let running = crate::start(loaded, inputs).map_err(Error::Start)?;
-    let gateway_id = *running.gateway.identity.gateway().id();
+    let gateway_id = running.gateway.identity.gateway().id;
     let (tcp, udp) = (running.address("plain"), running.address("coap"));
     let (Some(tcp), Some(udp)) = (tcp, udp) else {
         return Err(Error::Config("a listener is missing".into()));
@@ -142,7 +148,11 @@ async fn play(options: Options, folder: &Path) -> Result<Summary, Error> {
         let wanted = elapsed < cut_at || elapsed >= restore_at;
         if wanted != cloud.is_up() {
             cloud.set_up(wanted);
-            screen.note(if wanted { "the uplink is back: the queue drains" } else { "the uplink is cut: the queue fills" });
+            screen.note(if wanted {
+                "the uplink is back: the queue drains"
+            } else {
+                "the uplink is cut: the queue fills"
+            });
         }
         if elapsed.as_secs() / 5 > commands {
             commands = elapsed.as_secs() / 5;
@@ -267,15 +277,25 @@ fn standing(devices: &[Device], cloud: &Cloud, gateway: &Gateway, elapsed: Durat
     }
 }
 
-/// Adds a device with a fresh key to the registry, as `tidegate device add` does.
-fn register(data_dir: &Path, id: &str, role: &str) -> Result<SecretKey, Error> {
-    let mut seed = [0; 32];
-    getrandom::fill(&mut seed)
-        .map_err(|error| Error::Io { what: "no random numbers", source: io::Error::other(error) })?;
-    let key = SecretKey::from_seed(&seed);
-    let registry = Registry::open(data_dir).map_err(Error::Registry)?;
-    registry.add(&NewDevice::with_key(id, role, key.public())).map_err(Error::Registry)?;
-    Ok(key)
+/// Adds devices with fresh keys to the registry, as `tidegate device add` does.
+fn register(data_dir: &Path, devices: &[(&str, &str)]) -> Result<Vec<SecretKey>, Error> {
+    let mut registry = Registry::open(data_dir).map_err(Error::Registry)?;
+    // First, because a registry with devices and without a key of the gateway's is refused.
+    GatewayKey::open(data_dir, &registry).map_err(Error::Registry)?;
+    let mut keys = Vec::new();
+    let mut new = Vec::new();
+    for (id, role) in devices {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed)
+            .map_err(|error| Error::Io { what: "no random numbers", source: io::Error::other(error.to_string()) })?;
+        let key = SecretKey::from_seed(&seed);
+        let id = DeviceId::parse(id).map_err(|error| Error::Config(error.to_string()))?;
+        let public = NewKey { public: key.public(), not_before: None, not_after: None };
+        new.push(NewDevice { id, role: (*role).to_owned(), attributes: Vec::new(), keys: vec![public] });
+        keys.push(key);
+    }
+    registry.add(&new, wall_ms() / 1000, |_| {}).map_err(Error::Registry)?;
+    Ok(keys)
 }
 
 /// What a visitor needs to join in.

@@ -104,11 +104,19 @@ impl Screen {
                 "        readings   sent {}   acknowledged {}   delivered {}   in {} requests",
                 books.sent, books.acknowledged, books.delivered, standing.requests
             ),
-            format!("        commands   answered {}   messages at the broker {}", standing.commands, standing.at_broker),
+            format!(
+                "        commands   answered {}   messages at the broker {}",
+                standing.commands, standing.at_broker
+            ),
         ];
         for sink in &standing.sinks {
             let bar = "#".repeat(usize::try_from(sink.queued_records / 5).unwrap_or(0).min(40));
-            lines.push(format!("        queue {:<10} {:>6} waiting  {}", sink.name, sink.queued_records, self.paint("36", &bar)));
+            lines.push(format!(
+                "        queue {:<10} {:>6} waiting  {}",
+                sink.name,
+                sink.queued_records,
+                self.paint("36", &bar)
+            ));
         }
         self.erase();
         self.drawn.store(lines.len(), Ordering::Relaxed);
