@@ -39,7 +39,10 @@ pub use address::{Address, Part};
 pub use client::{Client, Resume};
 pub use config::{Config, Workers};
 pub use publish::{Done, Draft, Published};
-pub use route::{Exchange, Route, RouteAuth, RouteConfig, Routes, UpstreamFault};
+pub use route::{
+    BodySize, BoxError, Exchange, ProxyBody, Route, RouteAuth, RouteConfig, Routes, ServedBy, UpstreamFault,
+    canonical_path,
+};
 pub use subscribe::{SendRetained, Subscribed};
 
 // What adapters need of the layers below, so that they import the gateway alone.

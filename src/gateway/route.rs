@@ -1,14 +1,22 @@
 //! The request plane's table: which requests go to which upstream, and what the gateway asks of one.
+//!
+//! Hosts and paths are compared in the one spelling that policy uses too ([`canonical_path`]): `/%61dmin` is `/admin` for a route as it is for
+//! a backend, and a path that two programs could cut differently matches nothing.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
 use serde::{Deserialize, Serialize};
 
 use super::publish::forbidden;
 use super::{Action, Client, Gateway, Reject, wall_ms};
+use crate::units::ByteSize;
+
+pub use crate::policy::canonical_path;
 
 /// One `[[route]]`: the longest matching prefix wins, then the order of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -31,10 +39,21 @@ pub struct RouteConfig {
     /// Who may use it: "device" for authenticated devices whom a policy rule allows the method on the path, "none" for anybody.
     #[serde(default)]
     pub auth: RouteAuth,
-    /// Milliseconds for the upstream's answer to begin, connecting and retries included. Reached: 504.
+    /// Milliseconds from the request's head to that of the upstream's answer, connecting and retries included. Reached: 504.
     #[serde(default = "default_timeout")]
     #[schemars(range(min = 1, max = 3_600_000))]
     pub timeout_ms: u32,
+    /// Milliseconds without one byte of the answer's body, or in either direction after an upgrade (WebSocket). Reached: the connection is cut. Event
+    /// streams that are silent for longer need more.
+    #[serde(default = "default_idle_timeout")]
+    #[schemars(range(min = 1, max = 86_400_000))]
+    pub idle_timeout_ms: u32,
+    /// The largest request body; without it `limits.body_bytes_max` holds. 413 beyond it.
+    #[serde(default)]
+    pub body_bytes_max: Option<ByteSize>,
+    /// Whether the upstream sees the Host that the client asked for; otherwise it sees its endpoint's own, and the client's in X-Forwarded-Host.
+    #[serde(default)]
+    pub preserve_host: bool,
 }
 
 /// Who may use a route.
@@ -58,6 +77,10 @@ const fn default_timeout() -> u32 {
     30_000
 }
 
+const fn default_idle_timeout() -> u32 {
+    60_000
+}
+
 /// A route as requests meet it.
 #[derive(Clone, Debug)]
 pub struct Route {
@@ -65,6 +88,9 @@ pub struct Route {
     pub to: Arc<str>,
     pub auth: RouteAuth,
     pub timeout: Duration,
+    pub idle_timeout: Duration,
+    pub body_bytes_max: Option<u64>,
+    pub preserve_host: bool,
     host: Host,
     prefix: Box<str>,
     methods: Vec<Box<str>>,
@@ -94,7 +120,7 @@ impl Routes {
         self.0.is_empty()
     }
 
-    /// The route for a request. `host` may carry a port; `path` is as it came, without the query.
+    /// The route for a request. `host` may carry a port; `path` is canonical ([`canonical_path`]).
     pub fn find(&self, host: Option<&str>, path: &str, method: &str) -> Option<&Arc<Route>> {
         self.0.iter().find(|route| route.matches(host, path, method))
     }
@@ -113,6 +139,9 @@ impl Route {
             to: config.to.as_str().into(),
             auth: config.auth,
             timeout: Duration::from_millis(u64::from(config.timeout_ms)),
+            idle_timeout: Duration::from_millis(u64::from(config.idle_timeout_ms)),
+            body_bytes_max: config.body_bytes_max.map(ByteSize::bytes),
+            preserve_host: config.preserve_host,
             host,
             prefix: config.path_prefix.trim_end_matches('/').into(),
             methods: config.methods.iter().map(|method| method.to_ascii_uppercase().into()).collect(),
@@ -166,21 +195,45 @@ pub enum UpstreamFault {
     RequestBody,
 }
 
-/// What the gateway asks of the cloud side on the request plane. `Q` and `A` are the bodies the HTTP adapter uses.
-pub trait Exchange<Q, A>: Send + Sync {
-    /// Sends `request`, whose headers are those to be sent, to a healthy endpoint of the upstream `to`. `key` steers hashing algorithms.
+/// Why a body ended early.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body on its way through, in either direction: streamed, with trailers.
+pub type ProxyBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Which endpoint answered, for the access log: an extension of the answer.
+#[derive(Clone, Debug)]
+pub struct ServedBy(pub Arc<str>);
+
+/// What the gateway asks of the cloud side on the request plane.
+pub trait Exchange: Send + Sync {
+    /// Sends `request`, whose headers are those to be sent, to a healthy endpoint of the upstream `to`. Without `Host` the endpoint's own is sent. `key`
+    /// steers hashing algorithms. `deadline` is for the answer's head.
+    ///
+    /// An answer 101 carries hyper's `OnUpgrade` in its extensions; whoever gets it joins the two streams.
+    ///
+    /// # Cancel safety
+    /// A dropped future abandons the request and its upstream connection.
     fn exchange<'a>(
         &'a self,
         to: &'a str,
         key: u64,
-        request: http::Request<Q>,
+        request: http::Request<ProxyBody>,
         deadline: Instant,
-    ) -> Pin<Box<dyn Future<Output = Result<http::Response<A>, UpstreamFault>> + Send + 'a>>;
+    ) -> Pin<Box<dyn Future<Output = Result<http::Response<ProxyBody>, UpstreamFault>> + Send + 'a>>;
+}
+
+/// How large a request's body is, as far as its head says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodySize {
+    Exactly(u64),
+    /// It will be cut off beyond this. Rules that look at the size see this one, and the deciding rule's `bytes_max` comes back.
+    UpTo(u64),
 }
 
 impl Gateway {
     /// Admits one request of the request plane: still current, device rate, policy, rule rate, size. The path is as it came, still
-    /// percent-encoded.
+    /// percent-encoded. Gives back how large the body may become by the rule that decided.
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`], [`Reject::TooFast`], [`Reject::Forbidden`], [`Reject::TooLarge`]; counted here.
@@ -189,9 +242,9 @@ impl Gateway {
         client: &mut Client,
         action: Action,
         path: &str,
-        size: usize,
+        size: BodySize,
         now: Instant,
-    ) -> Result<(), Reject> {
+    ) -> Result<Option<u64>, Reject> {
         let result = self.try_admit_request(client, action, path, size, now);
         if let Err(reject) = &result {
             self.note_reject(client, reject);
@@ -204,19 +257,25 @@ impl Gateway {
         client: &mut Client,
         action: Action,
         path: &str,
-        size: usize,
+        size: BodySize,
         now: Instant,
-    ) -> Result<(), Reject> {
+    ) -> Result<Option<u64>, Reject> {
         self.check_current(client)?;
         let snapshot = self.snapshot.load();
         let now_ms = wall_ms();
         client.seen(now_ms);
         self.charge(client, &snapshot, now)?;
-        let decision = self.decide(client, &snapshot, action, path, size, now_ms);
+        let (assumed, certain) = match size {
+            BodySize::Exactly(bytes) => (bytes, bytes),
+            BodySize::UpTo(bytes) => (bytes, 0),
+        };
+        let in_memory = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        let decision = self.decide(client, &snapshot, action, path, in_memory(assumed), now_ms);
         if !decision.is_allowed() {
             return Err(forbidden(&snapshot, &decision));
         }
-        self.check_decision(client, &snapshot, &decision, size, now)
+        self.check_decision(client, &snapshot, &decision, in_memory(certain), now)?;
+        Ok(decision.bytes_max)
     }
 }
 
@@ -233,6 +292,9 @@ mod tests {
             to: "cloud".into(),
             auth: RouteAuth::None,
             timeout_ms: 1000,
+            idle_timeout_ms: 1000,
+            body_bytes_max: None,
+            preserve_host: false,
         }
     }
 

@@ -27,6 +27,7 @@ use portable_atomic::{AtomicU64, Ordering};
 pub use cached::DecisionCache;
 pub use cases::{Case, CaseOutcome, CasesFile, InvalidCase};
 pub use explain::{Explanation, NearMiss, RuleRef, Unmet};
+pub use resource::canonical_path;
 pub use rule::{Config, Effect, Problem, RuleConfig, RuleSource, RulesFile};
 
 use crate::message::{Action, Device, Protocol};

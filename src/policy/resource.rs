@@ -23,8 +23,12 @@ pub(super) fn canonical(action: Action, resource: &str) -> Option<Cow<'_, str>> 
         let is_authority = !resource.is_empty() && !resource.bytes().any(|b| b <= b' ' || b == 0x7f || b == b'%');
         return is_authority.then_some(Cow::Borrowed(resource));
     }
-    let decoded = decode(resource)?;
-    is_unambiguous(&decoded).then_some(decoded)
+    canonical_path(resource)
+}
+
+/// A request's path in its one spelling; `None` if programs differ about it.
+pub fn canonical_path(path: &str) -> Option<Cow<'_, str>> {
+    decode(path).filter(|decoded| is_unambiguous(decoded))
 }
 
 fn decode(path: &str) -> Option<Cow<'_, str>> {
