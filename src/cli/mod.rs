@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod demo;
 mod device;
+mod init;
 mod private_file;
 mod run;
 
@@ -50,6 +51,8 @@ enum Command {
     Run,
     /// See it work: the whole gateway with a pretend cloud and pretend sensors, live.
     Demo(demo::Arguments),
+    /// Write a first configuration, keys, certificates and an example policy.
+    Init(init::Arguments),
     /// Check the configuration: every problem at once, with file, line, key, value and what is allowed.
     Check,
     /// Print all keys with their defaults, the JSON schema, or the effective configuration.
@@ -88,6 +91,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Run => run::run(context),
         Command::Demo(arguments) => demo::run(context, &arguments),
+        Command::Init(arguments) => init::run(context, &arguments),
         Command::Check => check::run(context),
         Command::Config(arguments) => config::run(context, arguments),
         Command::Cert(arguments) => cert::run(context, arguments),

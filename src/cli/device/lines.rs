@@ -121,7 +121,7 @@ fn coap_client() -> &'static str {
 }
 
 /// As one word for a shell.
-fn quoted(text: &str) -> String {
+pub(in crate::cli) fn quoted(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/' | b':' | b'@');
     if !text.is_empty() && text.bytes().all(plain) {
         return text.to_owned();

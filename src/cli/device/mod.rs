@@ -24,6 +24,7 @@ use crate::message::DeviceId;
 
 use super::{Context, Failure};
 use lines::Endpoints;
+pub(super) use lines::quoted;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -175,7 +176,7 @@ fn poll_of(identity: &crate::identity::Config) -> Duration {
 }
 
 /// An error of the registry as the end of a command.
-fn failure(error: Error) -> Failure {
+pub(super) fn failure(error: Error) -> Failure {
     let help = match &error {
         Error::UnknownDevice(_) => Some("`tidegate device list` shows all"),
         Error::DeviceExists(_) => Some("`tidegate device key add` gives it another key"),
@@ -243,7 +244,7 @@ fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Failure> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)
         .map_err(|error| Failure::unavailable(format!("the system gave no random bytes: {error}")))?;
