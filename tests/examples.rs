@@ -112,3 +112,56 @@ fn init_overwrites_nothing() {
     assert!(said(&again).contains("admin.token"), "{}", said(&again));
     assert_eq!(fs::read(parent.path().join("admin.token")).unwrap(), token);
 }
+
+#[test]
+fn the_example_policy_answers_its_cases() {
+    let clone = clone();
+    let said = works(clone.path(), &["policy", "test", "config/policy-cases.toml"]);
+    assert!(said.ends_with(" cases, 0 failed\n") && !said.starts_with('0'), "{said}");
+}
+
+#[test]
+fn a_case_with_another_answer_fails_and_says_why() {
+    let clone = clone();
+    let cases = r#"
+[[case]]
+device = "sensor-1"
+role = "sensor"
+action = "publish"
+resource = "dev/sensor-1/presence"
+expect = "allow"
+
+[[case]]
+action = "fly"
+resource = "dev/x"
+expect = "deny"
+"#;
+    fs::write(clone.path().join("cases.toml"), cases).unwrap();
+    let output = tidegate(clone.path(), &["policy", "test", "cases.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = said(&output);
+    assert!(said.contains("expected allow\n  got deny by \"presence is written by the gateway alone\""), "{said}");
+    assert!(said.contains("policy.toml:") && said.contains("is not an action") && said.contains("2 failed"), "{said}");
+}
+
+#[test]
+fn explain_names_the_rule_for_a_device_of_the_registry() {
+    let site = tempfile::tempdir().unwrap();
+    works(site.path(), &["init"]);
+    let ask = |words: &[&str]| tidegate(site.path(), &[&["policy", "explain"], words].concat());
+    let telemetry = "dev/sensor-1/telemetry";
+    let unknown = ask(&["sensor-1", "publish", telemetry]);
+    assert_eq!(unknown.status.code(), Some(1), "{}", said(&unknown));
+    assert!(said(&ask(&["sensor-1", "publish", telemetry, "--role", "sensor"])).starts_with("allow by"));
+    works(site.path(), &["device", "add", "sensor-1"]);
+    let allowed = said(&ask(&["sensor-1", "publish", telemetry]));
+    assert!(allowed.starts_with("allow by \"sensors write their own space\" (policy.toml:"), "{allowed}");
+    assert!(said(&ask(&["sensor-1", "publish", telemetry, "--size", "70000"])).starts_with("deny: 70000 bytes"));
+    assert!(said(&ask(&["sensor-1", "publish", "dev/sensor-2/telemetry"])).starts_with("deny: no rule allows it"));
+    assert!(said(&ask(&["", "publish", telemetry])).starts_with("deny: no rule allows it"));
+    let json: serde_json::Value =
+        serde_json::from_str(&said(&ask(&["sensor-1", "publish", telemetry, "--json"]))).unwrap();
+    assert_eq!((&json["allowed"], &json["role"]), (&true.into(), &"sensor".into()));
+    works(site.path(), &["device", "revoke", "sensor-1"]);
+    assert!(said(&ask(&["sensor-1", "publish", telemetry])).contains("is revoked"));
+}

@@ -10,6 +10,7 @@ mod config;
 mod demo;
 mod device;
 mod init;
+mod policy;
 mod private_file;
 mod run;
 
@@ -61,6 +62,8 @@ enum Command {
     Cert(cert::Arguments),
     /// Register devices, look at them, revoke them; sign tokens and log in for them.
     Device(device::Arguments),
+    /// Ask the policy: who may do what, which rule decides, a table of cases.
+    Policy(policy::Arguments),
     /// Print a completion script for a shell.
     Completions(completions::Arguments),
 }
@@ -96,6 +99,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Config(arguments) => config::run(context, arguments),
         Command::Cert(arguments) => cert::run(context, arguments),
         Command::Device(arguments) => device::run(context, arguments),
+        Command::Policy(arguments) => policy::run(context, &arguments),
         Command::Completions(arguments) => completions::run(context, &mut Cli::command(), arguments),
     }
 }

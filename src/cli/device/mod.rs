@@ -194,7 +194,7 @@ pub(super) fn failure(error: Error) -> Failure {
     }
 }
 
-fn device_id(text: &str) -> Result<DeviceId, Failure> {
+pub(super) fn device_id(text: &str) -> Result<DeviceId, Failure> {
     DeviceId::parse(text).map_err(|error| Failure::input(format!("`{text}`: {error}")))
 }
 
