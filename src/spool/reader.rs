@@ -162,6 +162,11 @@ impl Reader {
         }
     }
 
+    /// Messages that the queue has taken in its life.
+    pub fn appended(&self) -> u64 {
+        self.shared.lanes.get(self.index).map_or(0, |lane| lane.state.lock().end)
+    }
+
     /// Goes back to the first record that is not acknowledged.
     pub fn rewind(&mut self) {
         self.next = 0;

@@ -58,6 +58,15 @@ impl Endpoint {
             authority: HeaderValue::try_from(written).map_err(|_| "not a host")?,
         })
     }
+
+    /// The address of a path here.
+    ///
+    /// # Errors
+    /// The path is none.
+    pub fn uri(&self, path: &str) -> Result<http::Uri, http::Error> {
+        let scheme = if self.tls { Scheme::HTTPS } else { Scheme::HTTP };
+        http::Uri::builder().scheme(scheme).authority(self.authority.as_bytes()).path_and_query(path).build()
+    }
 }
 
 #[cfg(test)]

@@ -58,6 +58,31 @@ pub fn rfc3339(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
+/// Seconds since 1970 of an HTTP date in the form that RFC 9110 section 5.6.7 lets be sent: `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub fn http_date_secs(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (_, date) = text.split_once(", ")?;
+    let mut words = date.split(' ');
+    let (day, month, year, time, "GMT", None) =
+        (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?, words.next())
+    else {
+        return None;
+    };
+    let number = |text: &str, max: u64| text.parse::<u64>().ok().filter(|number| *number <= max);
+    let (day, year) = (number(day, 31)?.checked_sub(1)? + 1, number(year, 9999).filter(|year| *year >= 1970)?);
+    let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
+    let mut parts = time.split(':');
+    let (hour, minute, second, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else { return None };
+    let second = number(hour, 23)? * 3600 + number(minute, 59)? * 60 + number(second, 60)?;
+    // The inverse of the calendar in `rfc3339`.
+    let year = year - u64::from(month <= 2);
+    let (era, year_of_era) = (year / 400, year % 400);
+    let shifted_month = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    (era * 146_097 + day_of_era).checked_sub(719_468).map(|days| days * 86_400 + second)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +97,23 @@ mod tests {
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
             assert_eq!(rfc3339(ms), text);
+        }
+    }
+
+    #[test]
+    fn http_dates_are_read() {
+        assert_eq!(http_date_secs("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(http_date_secs("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
+        assert_eq!(http_date_secs("Tue, 29 Feb 2000 00:00:00 GMT"), Some(951_782_400));
+        for bad in [
+            "",
+            "soon",
+            "Sun, 06 Nov 1994 08:49:37",
+            "Sun, 06 Nev 1994 08:49:37 GMT",
+            "Sun, 0 Nov 1994 08:49:37 GMT",
+            "x, 1 Jan 1 1:1:1 GMT",
+        ] {
+            assert_eq!(http_date_secs(bad), None, "{bad}");
         }
     }
 }

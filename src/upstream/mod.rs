@@ -1,9 +1,330 @@
 //! The cloud side: who can be reached, and how what the spool holds gets there.
+//!
+//! [`Upstreams`] is what is known about every `[[upstream]]`; [`spawn`] starts what runs beside the workers: health checks, a [`forwarder`] for
+//! each forward rule to an HTTP upstream, and a bridge ([`mqtt`]) for each one to a broker.
 
+mod batch;
 mod config;
+mod connect;
 pub mod endpoint;
 pub mod event;
+mod forwarder;
+mod health;
+mod http;
 pub mod mqtt;
+mod pace;
+mod random;
 pub mod template;
 
+use std::fmt;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::gauge;
+use serde_json::json;
+
+use crate::balance::{Balancer, Settings, State};
+use crate::spool::Spool;
+use crate::tasks::Tasks;
+use crate::telemetry::UPSTREAM_HEALTHY;
+use crate::tls::{self, Alpn, KeyPair};
+use connect::Dial;
+use endpoint::Endpoint;
+use forwarder::{Forwarder, Replays};
+use health::{Health, Watch};
+use http::Client;
+use mqtt::{Broker, Downlink};
+use random::Random;
+use template::Template;
+
 pub use config::{BatchConfig, BatchFormat, Config, ForwardConfig, HealthConfig, Kind, MqttVersion};
+
+/// Why an upstream cannot be used. All are the operator's to mend.
+#[derive(Debug)]
+pub enum Error {
+    /// The URL of an endpoint.
+    Endpoint { upstream: String, url: String, what: &'static str },
+    /// Its certificates.
+    Tls { upstream: String, source: tls::Error },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Endpoint { upstream, url, what } => {
+                let url = url.rsplit('@').next().unwrap_or(url);
+                write!(f, "upstream \"{upstream}\", endpoint \"{url}\": {what}; mend its `url`")
+            }
+            Error::Tls { upstream, source } => write!(f, "upstream \"{upstream}\": {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Tls { source, .. } => Some(source),
+            Error::Endpoint { .. } => None,
+        }
+    }
+}
+
+/// Every upstream of the configuration. Cheap to clone.
+#[derive(Clone)]
+pub struct Upstreams(Arc<[Arc<Upstream>]>);
+
+struct Upstream {
+    config: Arc<Config>,
+    health: Arc<Health>,
+    /// How each endpoint is connected to; a check of a broker needs it too.
+    dials: Vec<Dial>,
+    side: Side,
+}
+
+enum Side {
+    Http { client: Arc<Client>, replays: Arc<Replays> },
+    Mqtt { endpoints: Arc<[mqtt::Endpoint]>, tls: Option<tls::Client> },
+}
+
+impl Upstreams {
+    /// Prepares connections to every upstream. Blocks on reading certificates; connects to nothing.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn new(configs: &[Config]) -> Result<Self, Error> {
+        configs.iter().map(|config| Upstream::new(config).map(Arc::new)).collect::<Result<_, _>>().map(Upstreams)
+    }
+
+    /// Every upstream with its endpoints, for people.
+    pub fn describe(&self) -> serde_json::Value {
+        self.0.iter().map(|upstream| upstream.describe()).collect()
+    }
+
+    /// For `/readyz`: each upstream without which the gateway is not ready, whether an endpoint of it can be used, and what is known.
+    pub fn required_checks(&self) -> Vec<(&'static str, bool, String)> {
+        let required = self.0.iter().filter(|upstream| upstream.config.required_for_ready);
+        required
+            .map(|upstream| {
+                let (usable, of) = (upstream.usable(), upstream.dials.len());
+                ("upstream", usable > 0, format!("{}: {usable} of {of} endpoints can be used", upstream.config.name))
+            })
+            .collect()
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.0.iter().find(|upstream| upstream.config.name == name)
+    }
+}
+
+impl Upstream {
+    fn new(config: &Config) -> Result<Self, Error> {
+        let wrong = |url: &str, what| Error::Endpoint { upstream: config.name.clone(), url: url.to_owned(), what };
+        let connect = Duration::from_millis(config.connect_timeout_ms.into());
+        let health = Arc::new(Health::new(config.endpoints.len()));
+        let shared = Arc::new(config.clone());
+        let urls = config.endpoints.iter().map(|endpoint| endpoint.url.as_str());
+        Ok(match config.kind {
+            Kind::Http => {
+                let parsed = urls.map(|url| Endpoint::parse(url).map_err(|what| wrong(url, what)));
+                let endpoints = parsed.collect::<Result<Vec<_>, _>>()?;
+                let encrypted = endpoints.iter().any(|endpoint| endpoint.tls);
+                let tls = encrypted.then(|| client_tls(config, vec![Alpn::Http2, Alpn::Http1])).transpose()?;
+                let dial =
+                    |endpoint: Endpoint| Dial { tls: tls.clone().filter(|_| endpoint.tls), endpoint, timeout: connect };
+                let dials: Vec<Dial> = endpoints.into_iter().map(dial).collect();
+                let now = Instant::now();
+                let balancer = Balancer::new(settings(config), &config.endpoints, now);
+                let client = Client::new(shared.clone(), dials.clone(), health.clone(), balancer, now);
+                let side = Side::Http { client: Arc::new(client), replays: Arc::default() };
+                Upstream { config: shared, health, dials, side }
+            }
+            Kind::Mqtt => {
+                let parsed =
+                    urls.map(|url| mqtt::Endpoint::parse(url).ok_or_else(|| wrong(url, "not the address of a broker")));
+                let endpoints = parsed.collect::<Result<Arc<[_]>, _>>()?;
+                let encrypted = endpoints.iter().any(|endpoint| endpoint.tls);
+                let tls = encrypted.then(|| client_tls(config, Vec::new())).transpose()?;
+                let dials = endpoints.iter().zip(&config.endpoints).map(|(endpoint, named)| Dial {
+                    endpoint: Endpoint {
+                        url: named.url.clone(),
+                        tls: endpoint.tls,
+                        host: endpoint.host.clone(),
+                        port: endpoint.port,
+                        authority: ::http::HeaderValue::from_static(""),
+                    },
+                    tls: tls.clone().filter(|_| endpoint.tls),
+                    timeout: connect,
+                });
+                let dials = dials.collect();
+                Upstream { config: shared, health, dials, side: Side::Mqtt { endpoints, tls } }
+            }
+        })
+    }
+
+    /// Each endpoint's state, as the deliveries see it.
+    fn states(&self) -> Vec<State> {
+        match &self.side {
+            Side::Http { client, .. } => {
+                client.with_balancer(|balancer| balancer.statuses(Instant::now()).map(|status| status.state).collect())
+            }
+            Side::Mqtt { .. } => (0..self.dials.len())
+                .map(|index| if self.health.is_healthy(index) { State::Available } else { State::Unhealthy })
+                .collect(),
+        }
+    }
+
+    fn usable(&self) -> usize {
+        let usable = |state: &State| matches!(state, State::Available | State::HalfOpen | State::Busy);
+        self.states().iter().filter(|state| usable(state)).count()
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        let endpoints: Vec<serde_json::Value> = self
+            .dials
+            .iter()
+            .zip(self.states())
+            .map(|(dial, state)| json!({ "url": dial.endpoint.url, "healthy": state != State::Unhealthy, "state": state.as_str() }))
+            .collect();
+        json!({ "name": self.config.name, "kind": self.config.kind.as_str(), "endpoints": endpoints })
+    }
+
+    fn export_health(&self) {
+        gauge!(UPSTREAM_HEALTHY, "upstream" => self.config.name.clone()).set(self.health.healthy_count() as f64);
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        algorithm: config.balance,
+        eject: config.eject.clone(),
+        breaker: config.breaker.clone(),
+        slow_start_ms: config.slow_start_ms,
+    }
+}
+
+fn client_tls(config: &Config, alpn: Vec<Alpn>) -> Result<tls::Client, Error> {
+    let pair = config.certificate.clone().zip(config.key.clone());
+    let identity = pair.map(|(certificate, key)| KeyPair { certificate, key });
+    let client = tls::ClientConfig { ca_file: config.ca_file.clone(), identity, alpn };
+    tls::Client::new(&client).map_err(|source| Error::Tls { upstream: config.name.clone(), source })
+}
+
+/// Starts health checks, forwarders and bridges on the runtime it is called on; they end with `tasks`.
+///
+/// A rule whose upstream or queue does not exist is left out; the configuration's check has refused such.
+pub fn spawn(
+    tasks: &Tasks,
+    upstreams: &Upstreams,
+    forwards: &[ForwardConfig],
+    spool: &Spool,
+    gateway_name: &str,
+    downlink: Arc<dyn Downlink>,
+) {
+    let gateway: Arc<str> = gateway_name.into();
+    let private_dir = match upstreams.0.iter().any(|upstream| matches!(upstream.side, Side::Mqtt { tls: Some(_), .. }))
+    {
+        true => PrivateDir::make().map(Arc::new).map_err(|error| {
+            tracing::error!(%error, "no folder for the relay to brokers behind TLS, they cannot be reached");
+        }),
+        false => Err(()),
+    };
+    for upstream in upstreams.0.iter() {
+        upstream.export_health();
+        spawn_checks(tasks, upstream);
+        if let Some(broker) = upstream.broker(&gateway, private_dir.as_deref().ok())
+            && !upstream.config.subscribe.is_empty()
+        {
+            let (downlink, shutdown, kept) = (downlink.clone(), tasks.shutdown_token().clone(), private_dir.clone());
+            tasks.spawn("mqtt-downlink", async move {
+                let _kept = kept;
+                broker.listen(downlink, shutdown).await;
+            });
+        }
+    }
+    for rule in forwards {
+        let (Some(upstream), Some(sink)) = (upstreams.find(&rule.to), spool.sink(&rule.name)) else { continue };
+        let (rule, reader, shutdown) = (rule.clone(), spool.reader(sink), tasks.shutdown_token().clone());
+        match &upstream.side {
+            Side::Http { client, replays } => {
+                let Ok(path) = Template::parse(&rule.path) else { continue };
+                let forwarder = Forwarder {
+                    rule,
+                    path,
+                    client: client.clone(),
+                    health: upstream.health.clone(),
+                    reader,
+                    gateway: gateway.clone(),
+                    replays: replays.clone(),
+                    tasks: tasks.clone(),
+                };
+                tasks.spawn("forwarder", forwarder.run(shutdown));
+            }
+            Side::Mqtt { .. } => {
+                let Some(broker) = upstream.broker(&gateway, private_dir.as_deref().ok()) else { continue };
+                let kept = private_dir.clone();
+                tasks.spawn("mqtt-bridge", async move {
+                    let _kept = kept;
+                    broker.forward(rule, reader, shutdown).await;
+                });
+            }
+        }
+    }
+}
+
+fn spawn_checks(tasks: &Tasks, upstream: &Arc<Upstream>) {
+    let Some(config) = &upstream.config.health else { return };
+    for (index, dial) in upstream.dials.iter().enumerate() {
+        let (upstream, dial, config, inner) = (upstream.clone(), dial.clone(), config.clone(), tasks.clone());
+        let shutdown = tasks.shutdown_token().clone();
+        tasks.spawn("health-check", async move {
+            let headers = http::extra_headers(&upstream.config);
+            let watch = Watch { upstream: &upstream.config.name, index, dial, config, headers };
+            watch.run(&upstream.health, &inner, shutdown, || upstream.export_health()).await;
+        });
+    }
+}
+
+impl Upstream {
+    /// What a bridge needs; `None` for HTTP, and for TLS without a folder for its relay.
+    fn broker(&self, gateway: &Arc<str>, private_dir: Option<&PrivateDir>) -> Option<Broker> {
+        let Side::Mqtt { endpoints, tls } = &self.side else { return None };
+        if tls.is_some() && private_dir.is_none() {
+            return None;
+        }
+        Some(Broker {
+            config: self.config.clone(),
+            endpoints: endpoints.clone(),
+            tls: tls.clone(),
+            gateway_name: gateway.clone(),
+            private_dir: private_dir.map(|dir| dir.0.clone()).unwrap_or_default(),
+        })
+    }
+}
+
+/// A fresh folder that this user alone may enter; gone when it is dropped.
+#[derive(Debug)]
+struct PrivateDir(PathBuf);
+
+impl PrivateDir {
+    fn make() -> io::Result<Self> {
+        let base = std::env::var_os("RUNTIME_DIRECTORY").map_or_else(std::env::temp_dir, PathBuf::from);
+        let path = base.join(format!("tidegate-{:016x}", Random::new().next()));
+        // Fails on anything that is there already, so nobody can have prepared it.
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(PrivateDir(path))
+    }
+}
+
+impl Drop for PrivateDir {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "folder of the tls relay not removed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! From an endpoint to a connection that takes requests: name, TCP, TLS, HTTP.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use metrics::gauge;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+
+use super::endpoint::Endpoint;
+use crate::tasks::Tasks;
+use crate::telemetry::UPSTREAM_CONNECTIONS_OPEN;
+use crate::tls::{self, Alpn};
+
+/// How one endpoint is connected to.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    pub endpoint: Endpoint,
+    /// For `https`.
+    pub tls: Option<tls::Client>,
+    /// For name, TCP and TLS together.
+    pub timeout: Duration,
+}
+
+/// Why a request got no whole answer.
+#[derive(Debug)]
+pub enum Fault {
+    /// No connection.
+    Connect(io::Error),
+    /// Connecting took longer than `connect_timeout_ms`.
+    ConnectTimeout,
+    /// The connection broke off, or what came was not HTTP.
+    Broken(hyper::Error),
+    /// The answer was not whole after `request_timeout_ms`.
+    Timeout,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Connect(error) => write!(f, "cannot connect: {error}"),
+            Fault::ConnectTimeout => f.write_str("no connection within connect_timeout_ms"),
+            Fault::Broken(error) => {
+                // hyper names the kind; what the system said is its source.
+                write!(f, "{error}")?;
+                std::error::Error::source(error).map_or(Ok(()), |source| write!(f, ": {source}"))
+            }
+            Fault::Timeout => f.write_str("no whole answer within request_timeout_ms"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Fault::Connect(error) => Some(error),
+            Fault::Broken(error) => Some(error),
+            Fault::ConnectTimeout | Fault::Timeout => None,
+        }
+    }
+}
+
+impl Dial {
+    /// Connects, and shakes hands where the endpoint is `https`.
+    ///
+    /// # Errors
+    /// [`Fault::Connect`], [`Fault::ConnectTimeout`].
+    pub async fn stream(&self) -> Result<(Stream, Option<Alpn>), Fault> {
+        match timeout(self.timeout, self.connect()).await {
+            Ok(connected) => connected.map_err(Fault::Connect),
+            Err(_) => Err(Fault::ConnectTimeout),
+        }
+    }
+
+    async fn connect(&self) -> io::Result<(Stream, Option<Alpn>)> {
+        let host = self.endpoint.host.as_str();
+        let mut addresses: Vec<_> = lookup_host((host, self.endpoint.port)).await?.collect();
+        addresses.dedup();
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for (index, address) in addresses.iter().enumerate() {
+            // An address that swallows everything must not use up the time of the next.
+            let share = self.timeout / u32::try_from(addresses.len() - index).unwrap_or(1);
+            match timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true)?;
+                    return match &self.tls {
+                        None => Ok((Stream::Plain(stream), None)),
+                        Some(tls) => {
+                            let (stream, alpn) = tls.connect(host, stream).await?;
+                            Ok((Stream::Tls(Box::new(stream)), alpn))
+                        }
+                    };
+                }
+                Ok(Err(error)) => failed = error,
+                Err(_) => failed = io::Error::from(io::ErrorKind::TimedOut),
+            }
+        }
+        Err(failed)
+    }
+
+    /// A connection that takes requests; a task drives it until it ends. `upstream` is its metric's label.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    pub async fn open<B>(&self, upstream: &str, tasks: &Tasks) -> Result<Sender<B>, Fault>
+    where
+        B: Body + Send + Unpin + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (stream, alpn) = self.stream().await?;
+        let io = TokioIo::new(stream);
+        let open = Open::count(upstream);
+        if alpn == Some(Alpn::Http2) {
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+            let handshake = timeout(self.timeout, builder.handshake(io)).await.map_err(|_| Fault::ConnectTimeout)?;
+            let (sender, connection) = handshake.map_err(Fault::Broken)?;
+            tasks.spawn("upstream-connection", async move {
+                let _open = open;
+                // Whoever waits for an answer is told why there is none.
+                let _ = connection.await;
+            });
+            return Ok(Sender::Http2(sender));
+        }
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(HEAD_BYTES_MAX);
+        let (sender, connection) = builder.handshake(io).await.map_err(Fault::Broken)?;
+        tasks.spawn("upstream-connection", async move {
+            let _open = open;
+            let _ = connection.await;
+        });
+        Ok(Sender::Http1(sender))
+    }
+}
+
+/// Counts one open connection until it is dropped.
+struct Open(metrics::Gauge);
+
+impl Open {
+    fn count(upstream: &str) -> Self {
+        let gauge = gauge!(UPSTREAM_CONNECTIONS_OPEN, "upstream" => upstream.to_owned());
+        gauge.increment(1.0);
+        Open(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// A connection's end for requests.
+#[derive(Debug)]
+pub enum Sender<B> {
+    /// One request at a time.
+    Http1(http1::SendRequest<B>),
+    /// Many at once, by clones.
+    Http2(http2::SendRequest<B>),
+}
+
+impl<B> Sender<B>
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+{
+    /// Whether a request can be sent without waiting, as far as known.
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Sender::Http1(sender) => sender.is_ready(),
+            Sender::Http2(sender) => sender.is_ready(),
+        }
+    }
+
+    /// Sends one request whose URI has scheme and authority; HTTP/1.1 says them in its own way.
+    ///
+    /// # Errors
+    /// [`hyper::Error`].
+    pub async fn send(&mut self, mut request: Request<B>) -> Result<Response<Incoming>, hyper::Error> {
+        match self {
+            Sender::Http1(sender) => {
+                sender.ready().await?;
+                let path = request.uri().path_and_query().cloned();
+                *request.uri_mut() = path.map_or_else(http::Uri::default, http::Uri::from);
+                sender.send_request(request).await
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await?;
+                request.headers_mut().remove(http::header::HOST);
+                sender.send_request(request).await
+            }
+        }
+    }
+}
+
+/// A TCP connection, with or without TLS.
+#[derive(Debug)]
+pub enum Stream {
+    Plain(TcpStream),
+    Tls(Box<tls::ClientStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+/// The head of an answer, and what is read of its body at once.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// How often a silent HTTP/2 connection is asked whether it is there, and how long that may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
