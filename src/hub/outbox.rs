@@ -225,6 +225,14 @@ impl Outbox {
         std::future::poll_fn(|cx| self.poll_drain(cx, into, deliveries_max)).await;
     }
 
+    /// Wakes the task that drains it although nothing was put in: for a task that waits for more than its outbox.
+    pub fn wake(&self) {
+        let waker = self.inner.lock().waker.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// Since when the reader has been too slow, if it is: the worker closes such a session after its grace.
     pub fn slow_since(&self) -> Option<Instant> {
         self.inner.lock().slow_since

@@ -185,6 +185,14 @@ impl Identity {
     /// # Errors
     /// `Unauthenticated` if it is not ours, has expired, is for another protocol, or its device has been revoked or changed since.
     pub fn verify_token(&self, token: &[u8], protocol: Protocol, now: Now) -> Result<Arc<Device>, Reject> {
+        self.verify_token_until(token, protocol, now).map(|(device, _)| device)
+    }
+
+    /// The same, with the unix second at which the token ends.
+    ///
+    /// # Errors
+    /// As [`verify_token`](Self::verify_token).
+    pub fn verify_token_until(&self, token: &[u8], protocol: Protocol, now: Now) -> Result<(Arc<Device>, u64), Reject> {
         let proto = proto(protocol).ok_or(Reject::Unauthenticated)?;
         let token = self.shared.token_key.verify_text(token, proto, now.unix_secs).map_err(|error| {
             tracing::debug!(%error, "token refused");
@@ -195,7 +203,7 @@ impl Identity {
         if !entry.enabled || entry.device.generation != token.generation {
             return Err(Reject::Unauthenticated);
         }
-        Ok(Arc::clone(&entry.device))
+        Ok((Arc::clone(&entry.device), u64::from(token.expires_unix)))
     }
 
     /// Logs a device in by a JWT: the Password of an MQTT CONNECT. `username` and `client_id` as sent.

@@ -125,6 +125,10 @@ pub struct Config {
     /// Exchanges remembered per peer (address and port). A request beyond them is dropped, and the peer retransmits.
     #[schemars(range(min = 1, max = 65535))]
     pub exchanges_per_peer_max: u32,
+    /// CoAP sessions per worker: a device at one address and port. The one not used for longest makes room; when all of
+    /// them observe something, a new device gets 5.03.
+    #[schemars(range(min = 16, max = 1000000))]
+    pub coap_sessions_max: u32,
     /// One body assembled from or served in blocks (RFC 7959). 4.13 beyond it.
     pub blockwise_bytes_max: ByteSize,
     /// All unfinished block-wise bodies of one worker. 5.03 beyond it.
@@ -216,6 +220,7 @@ impl Default for Config {
             retained_bytes_max: ByteSize(16 << 20),
             exchanges_max: 4_096,
             exchanges_per_peer_max: 64,
+            coap_sessions_max: 4_096,
             blockwise_bytes_max: ByteSize(256 << 10),
             blockwise_bytes_total_max: ByteSize(4 << 20),
             blockwise_timeout_ms: 60_000,

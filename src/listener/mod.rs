@@ -17,6 +17,7 @@
 //! adapter; `websocket` gets the stream after it. Adapters do not know each other; only this file names them all, in [`Adapters`].
 
 mod accept;
+mod coap;
 mod config;
 mod deadline;
 mod detect;
@@ -270,9 +271,8 @@ impl Serve for Adapters {
         }
     }
 
-    async fn serve_datagrams(&self, _: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {
-        tracing::error!(listener = listener.name(), "no adapter for datagrams in this build");
-        shutdown.cancelled().await;
+    async fn serve_datagrams(&self, socket: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {
+        coap::serve_datagrams(socket, listener, self.gateway.clone(), shutdown).await;
     }
 }
 
