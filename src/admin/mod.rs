@@ -124,7 +124,7 @@ async fn readyz(State(admin): Shared) -> Response {
 }
 
 async fn metrics(State(admin): Shared) -> Response {
-    admin.refresh_gauges();
+    admin.gateway.spool.export_metrics();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::render()).into_response()
 }
 
@@ -140,17 +140,5 @@ impl Admin {
         // Equal lengths by hashing, then no early exit.
         let (a, b) = (Sha256::digest(given.trim()), Sha256::digest(&self.token));
         a.iter().zip(b.iter()).fold(0u8, |difference, (x, y)| difference | (x ^ y)) == 0
-    }
-
-    /// Queue gauges are read when somebody looks.
-    fn refresh_gauges(&self) {
-        let now_ms = crate::gateway::wall_ms();
-        for sink in self.gateway.spool.stats() {
-            let name = sink.name.clone();
-            metrics::gauge!(telemetry::SPOOL_RECORDS, "sink" => name.clone()).set(sink.queued_records as f64);
-            metrics::gauge!(telemetry::SPOOL_BYTES, "sink" => name.clone()).set(sink.queued_bytes as f64);
-            let oldest_ms = sink.oldest_ms.map_or(0, |oldest| now_ms.saturating_sub(oldest));
-            metrics::gauge!(telemetry::SPOOL_OLDEST_SECONDS, "sink" => name).set(oldest_ms as f64 / 1000.0);
-        }
     }
 }

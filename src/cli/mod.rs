@@ -3,6 +3,7 @@
 //! Output for people goes to a terminal with colour unless `NO_COLOR` is set; `--json` prints one JSON document instead. Exit codes: 0
 //! well, 1 the configuration or the input is wrong, 2 usage, 70 a fault of ours, 75 cannot now (port taken, disk full).
 
+mod admin_client;
 mod cert;
 mod check;
 mod completions;
@@ -13,6 +14,10 @@ mod init;
 mod policy;
 mod private_file;
 mod run;
+mod shown;
+mod spool;
+mod status;
+mod tail;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -64,6 +69,12 @@ enum Command {
     Device(device::Arguments),
     /// Ask the policy: who may do what, which rule decides, a table of cases.
     Policy(policy::Arguments),
+    /// Show the running gateway: readiness, listeners, sessions, upstreams, queues.
+    Status,
+    /// Follow messages as they pass through the running gateway.
+    Tail(tail::Arguments),
+    /// Look at the queues to the cloud: what waits, what was lost and why; empty one.
+    Spool(spool::Arguments),
     /// Print a completion script for a shell.
     Completions(completions::Arguments),
 }
@@ -100,6 +111,9 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Cert(arguments) => cert::run(context, arguments),
         Command::Device(arguments) => device::run(context, arguments),
         Command::Policy(arguments) => policy::run(context, &arguments),
+        Command::Status => status::run(context),
+        Command::Tail(arguments) => tail::run(context, &arguments),
+        Command::Spool(arguments) => spool::run(context, &arguments),
         Command::Completions(arguments) => completions::run(context, &mut Cli::command(), arguments),
     }
 }

@@ -210,6 +210,9 @@ struct Handle {
 }
 
 impl Spool {
+    /// The database in the data folder; SQLite keeps `-wal` and `-shm` beside it.
+    pub const FILE: &str = store::FILE;
+
     /// Opens or creates `spool.db` in `data_dir`, counts this start, and starts the threads `spool` and `spool-read`.
     ///
     /// Instant whatever is queued: nothing is scanned. Sinks in the file that `sinks` does not name are kept, see [`SinkState::Orphaned`].

@@ -8,7 +8,7 @@ mod import;
 mod key_file;
 mod lines;
 mod login;
-mod moment;
+pub(super) mod moment;
 mod show;
 mod token;
 

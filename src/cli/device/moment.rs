@@ -20,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<u64, String> {
 }
 
 /// Writes unix seconds as `2026-11-20T08:00:00Z`.
-pub(super) fn format(unix: u64) -> String {
+pub(in crate::cli) fn format(unix: u64) -> String {
     let (days, rest) = (unix / 86_400, unix % 86_400);
     let (year, month, day) = date(days);
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3_600, rest / 60 % 60, rest % 60)
