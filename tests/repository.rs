@@ -78,3 +78,18 @@ fn every_package_forbids_unsafe_code() {
         assert_eq!(manifest["lints"]["workspace"].as_bool(), Some(true), "{}", path.display());
     }
 }
+
+#[test]
+fn the_package_installs_what_the_unit_starts() {
+    let (unit, deb, postinst) =
+        (read("packaging/tidegate.service"), read("packaging/deb.sh"), read("packaging/deb/postinst"));
+    assert!(unit.contains("ExecStart=/usr/bin/tidegate run --config /etc/tidegate/tidegate.toml\n"));
+    assert!(
+        deb.contains("\"$stage/usr/bin/tidegate\"")
+            && deb.contains("\"$stage/usr/lib/systemd/system/tidegate.service\"")
+    );
+    assert!(unit.contains("User=tidegate\n") && unit.contains("StateDirectory=tidegate\n"), "/var/lib/tidegate");
+    assert!(postinst.contains("ln -s /var/lib/tidegate /etc/tidegate/data") && postinst.contains("init /etc/tidegate"));
+    // What `tidegate init` writes keeps its data there.
+    assert!(read("config/tidegate.toml").contains("data_dir = \"data\""));
+}
