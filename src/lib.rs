@@ -41,11 +41,12 @@ use tokio_util::sync::CancellationToken;
 
 use admin::{Check, ListenerFacts};
 use config::{Config, Inputs, Loaded};
-use gateway::{Gateway, Routes, Rules};
+use gateway::{ForwardTopics, Gateway, Routes, Rules};
 use identity::Identity;
 use listener::{Adapters, Listener, Permits};
 use spool::Spool;
 use tasks::Tasks;
+use upstream::Upstreams;
 
 /// Where a running gateway can be asked, for `tidegate status` and its kin: in the data folder, gone when the gateway has stopped in order.
 pub const RUNNING_FILE: &str = "running.json";
@@ -60,6 +61,7 @@ pub enum StartError {
     },
     Identity(identity::Error),
     Spool(spool::Error),
+    Upstream(upstream::Error),
     Listener(listener::Error),
     /// The address of `[admin]`.
     Admin {
@@ -77,6 +79,7 @@ impl fmt::Display for StartError {
             }
             StartError::Identity(error) => error.fmt(f),
             StartError::Spool(error) => error.fmt(f),
+            StartError::Upstream(error) => error.fmt(f),
             StartError::Listener(error) => error.fmt(f),
             StartError::Admin { address, source } => write!(f, "admin.bind: cannot listen on {address}: {source}"),
             StartError::Worker(error) => error.fmt(f),
@@ -90,6 +93,7 @@ impl std::error::Error for StartError {
             StartError::DataDir { source, .. } | StartError::Admin { source, .. } => Some(source),
             StartError::Identity(error) => Some(error),
             StartError::Spool(error) => Some(error),
+            StartError::Upstream(error) => Some(error),
             StartError::Listener(error) => Some(error),
             StartError::Worker(error) => Some(error),
         }
@@ -103,6 +107,7 @@ impl StartError {
             StartError::DataDir { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
             StartError::Identity(error) => error.blame() == identity::Blame::Machine,
             StartError::Spool(error) => error.can_retry(),
+            StartError::Upstream(_) => false,
             StartError::Listener(listener::Error::Bind { source, .. }) | StartError::Worker(source) => {
                 !matches!(source, worker::Error::NotAllowed { .. } | worker::Error::NoSuchAddress { .. })
             }
@@ -129,6 +134,7 @@ struct Parts {
     config: ArcSwap<Config>,
     listeners: Vec<Arc<Listener>>,
     addresses: Vec<SocketAddr>,
+    upstreams: Upstreams,
     /// One reload at a time.
     reloading: Mutex<()>,
 }
@@ -144,8 +150,14 @@ pub fn start(loaded: Loaded, inputs: Inputs) -> Result<Running, StartError> {
     make_data_dir(&data_dir).map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
 
     let identity = Arc::new(Identity::open(&data_dir, &config.identity).map_err(StartError::Identity)?);
-    let spool = Spool::open(&data_dir, config.spool.clone(), Vec::new()).map_err(StartError::Spool)?;
-    let forwards = Vec::new();
+    let upstreams = Upstreams::new(&config.upstream).map_err(StartError::Upstream)?;
+    let sinks = config.forward.iter().map(upstream::ForwardConfig::sink).collect();
+    let spool = Spool::open(&data_dir, config.spool.clone(), sinks).map_err(StartError::Spool)?;
+    let forwards = config.forward.iter().filter_map(|rule| {
+        let patterns = rule.topics.iter().map(|topic| topic.as_str().into()).collect();
+        Some(ForwardTopics { patterns, sink: spool.sink(&rule.name)? })
+    });
+    let forwards = forwards.collect();
     let rules = rules(&config, policy);
     let gateway =
         Arc::new(Gateway::new(config.gateway.clone(), identity, spool.clone(), forwards, rules, Instant::now()));
@@ -161,10 +173,11 @@ pub fn start(loaded: Loaded, inputs: Inputs) -> Result<Running, StartError> {
         inputs,
         listeners: bound.listeners,
         addresses: bound.addresses,
+        upstreams: upstreams.clone(),
         reloading: Mutex::new(()),
         config: ArcSwap::from_pointee(config),
     });
-    let control = start_control(&parts, admin_socket).map_err(StartError::Worker)?;
+    let control = start_control(&parts, admin_socket, spool).map_err(StartError::Worker)?;
     let workers = match start_workers(&gateway, bound.sockets) {
         Ok(workers) => workers,
         Err(error) => {
@@ -240,10 +253,12 @@ fn start_workers(gateway: &Arc<Gateway>, sockets: Vec<listener::Sockets>) -> Res
 }
 
 /// The runtime beside the workers: admin side, forwarders, bridges, health checks, housekeeping.
-fn start_control(parts: &Arc<Parts>, admin: TcpListener) -> Result<worker::Workers, worker::Error> {
+fn start_control(parts: &Arc<Parts>, admin: TcpListener, spool: Spool) -> Result<worker::Workers, worker::Error> {
     let parts = parts.clone();
     worker::start_control(CancellationToken::new(), move |tasks| async move {
         let config = parts.config.load_full();
+        let downlink = Arc::new(Down(parts.gateway.clone()));
+        upstream::spawn(&tasks, &parts.upstreams, &config.forward, &spool, &config.gateway.name, downlink);
         tasks.spawn("housekeeping", housekeeping(parts.gateway.clone(), tasks.shutdown_token().clone()));
         serve_admin(&tasks, &parts, admin, &config.admin);
         tasks.shutdown_token().cancelled().await;
@@ -274,6 +289,18 @@ async fn housekeeping(gateway: Arc<Gateway>, shutdown: CancellationToken) {
         }
         gateway.tick(Instant::now());
         telemetry::upkeep();
+    }
+}
+
+/// What comes down from a broker goes to the devices that subscribe to it.
+struct Down(Arc<Gateway>);
+
+impl upstream::mqtt::Downlink for Down {
+    fn received(&self, upstream: &str, message: upstream::mqtt::Received) {
+        let published = self.0.downlink(&message.topic, message.payload, message.retain, Instant::now());
+        if let Err(reject) = published {
+            tracing::warn!(upstream, topic = message.topic, reason = %reject, "downlink message not published");
+        }
     }
 }
 
@@ -311,10 +338,12 @@ impl admin::Facts for Parts {
     fn checks(&self) -> Vec<Check> {
         let disk = self.gateway.spool.healthy();
         let detail = disk.as_ref().map_or_else(ToString::to_string, |()| "takes writes".into());
-        let checks = vec![
+        let mut checks = vec![
             Check { name: "listeners", ok: true, detail: format!("{} bound", self.listeners.len()) },
             Check { name: "disk", ok: disk.is_ok(), detail },
         ];
+        let required = self.upstreams.required_checks().into_iter();
+        checks.extend(required.map(|(name, ok, detail)| Check { name, ok, detail }));
         checks
     }
 
@@ -329,7 +358,7 @@ impl admin::Facts for Parts {
     }
 
     fn upstreams(&self) -> serde_json::Value {
-        json!([])
+        self.upstreams.describe()
     }
 
     fn reload(&self) -> Result<String, String> {

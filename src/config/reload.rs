@@ -9,6 +9,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("listener", old.listener != new.listener),
         ("admin", old.admin != new.admin),
         ("spool", old.spool != new.spool),
+        ("upstream", old.upstream != new.upstream),
+        ("forward", old.forward != new.forward),
         ("telemetry", old.telemetry != new.telemetry),
     ];
     differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

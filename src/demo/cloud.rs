@@ -156,7 +156,7 @@ fn start_broker(arrivals: Arc<Arrivals>) -> io::Result<SocketAddr> {
             "id": 0, "max_connections": 32, "max_outgoing_packet_count": 200,
             "max_segment_size": 1 << 20, "max_segment_count": 4,
         },
-        "v4": { "1": {
+        "v5": { "1": {
             "name": "cloud", "listen": address.to_string(), "next_connection_delay_ms": 1,
             "connections": {
                 "connection_timeout_ms": 10_000, "max_payload_size": 262_144, "max_inflight_count": 200, "dynamic_filters": true,
