@@ -46,6 +46,7 @@ use identity::Identity;
 use listener::{Adapters, Listener, Permits};
 use spool::Spool;
 use tasks::Tasks;
+use telemetry::access_log::AccessLog;
 use upstream::Upstreams;
 
 /// Where a running gateway can be asked, for `tidegate status` and its kin: in the data folder, gone when the gateway has stopped in order.
@@ -68,6 +69,8 @@ pub enum StartError {
         address: String,
         source: io::Error,
     },
+    /// The file of `telemetry.access_log`.
+    AccessLog(io::Error),
     Worker(worker::Error),
 }
 
@@ -82,6 +85,7 @@ impl fmt::Display for StartError {
             StartError::Upstream(error) => error.fmt(f),
             StartError::Listener(error) => error.fmt(f),
             StartError::Admin { address, source } => write!(f, "admin.bind: cannot listen on {address}: {source}"),
+            StartError::AccessLog(error) => write!(f, "telemetry.access_log: cannot write {error}"),
             StartError::Worker(error) => error.fmt(f),
         }
     }
@@ -90,7 +94,9 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            StartError::DataDir { source, .. } | StartError::Admin { source, .. } => Some(source),
+            StartError::DataDir { source, .. } | StartError::Admin { source, .. } | StartError::AccessLog(source) => {
+                Some(source)
+            }
             StartError::Identity(error) => Some(error),
             StartError::Spool(error) => Some(error),
             StartError::Upstream(error) => Some(error),
@@ -105,6 +111,7 @@ impl StartError {
     pub fn can_retry(&self) -> bool {
         match self {
             StartError::DataDir { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            StartError::AccessLog(source) => source.kind() == io::ErrorKind::StorageFull,
             StartError::Identity(error) => error.blame() == identity::Blame::Machine,
             StartError::Spool(error) => error.can_retry(),
             StartError::Upstream(_) => false,
@@ -167,6 +174,7 @@ pub fn start(loaded: Loaded, inputs: Inputs) -> Result<Running, StartError> {
     let admin_failed = |source| StartError::Admin { address: config.admin.bind.clone(), source };
     let admin_socket = bind_admin(&config.admin.bind).map_err(admin_failed)?;
     let admin = admin_socket.local_addr().map_err(admin_failed)?;
+    let access_log = AccessLog::open(&config.telemetry).map_err(StartError::AccessLog)?;
 
     let parts = Arc::new(Parts {
         gateway: gateway.clone(),
@@ -178,7 +186,7 @@ pub fn start(loaded: Loaded, inputs: Inputs) -> Result<Running, StartError> {
         config: ArcSwap::from_pointee(config),
     });
     let control = start_control(&parts, admin_socket, spool).map_err(StartError::Worker)?;
-    let workers = match start_workers(&gateway, bound.sockets) {
+    let workers = match start_workers(&gateway, access_log, bound.sockets) {
         Ok(workers) => workers,
         Err(error) => {
             control.shutdown_token().cancel();
@@ -240,8 +248,12 @@ fn rules(config: &Config, policy: policy::Policy) -> Rules {
     }
 }
 
-fn start_workers(gateway: &Arc<Gateway>, sockets: Vec<listener::Sockets>) -> Result<worker::Workers, worker::Error> {
-    let adapters = Adapters::new(gateway.clone());
+fn start_workers(
+    gateway: &Arc<Gateway>,
+    access_log: Option<Arc<AccessLog>>,
+    sockets: Vec<listener::Sockets>,
+) -> Result<worker::Workers, worker::Error> {
+    let adapters = Adapters::new(gateway.clone(), access_log);
     let permits = Arc::new(Permits::default());
     let count = sockets.len();
     // Each worker takes its own; a worker starts once.

@@ -4,6 +4,8 @@
 //! message would cost more than the message), so [`install`] has to run before [`meters`] is first used; without it, as in
 //! unit tests, every handle counts into nothing.
 
+pub mod access_log;
+
 use std::sync::LazyLock;
 use std::sync::OnceLock;
 
@@ -33,6 +35,7 @@ pub const DATAGRAMS_TOTAL: &str = "tidegate_datagrams_total";
 pub const TASK_PANICS_TOTAL: &str = "tidegate_task_panics_total";
 pub const REQUESTS_TOTAL: &str = "tidegate_requests_total";
 pub const REQUEST_DURATION_SECONDS: &str = "tidegate_request_duration_seconds";
+pub const ACCESS_LOG_DROPPED_TOTAL: &str = "tidegate_access_log_dropped_total";
 pub const SPOOL_RECORDS: &str = "tidegate_spool_records";
 pub const SPOOL_BYTES: &str = "tidegate_spool_bytes";
 pub const SPOOL_OLDEST_SECONDS: &str = "tidegate_spool_oldest_seconds";
@@ -57,8 +60,11 @@ pub struct Config {
     pub log: String,
     /// How a log line is written: text for people, json for programs.
     pub log_format: LogFormat,
-    /// Where one line per HTTP request goes: "off", "stdout", or a file's path.
+    /// Where one line per HTTP request goes: "off", "stdout", or a file's path. `log_format` holds for it too.
     pub access_log: String,
+    /// Lines waiting to be written there. Further ones are dropped, and counted.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub access_log_lines_max: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -70,7 +76,12 @@ pub enum LogFormat {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { log: "info".into(), log_format: LogFormat::Text, access_log: "off".into() }
+        Config {
+            log: "info".into(),
+            log_format: LogFormat::Text,
+            access_log: "off".into(),
+            access_log_lines_max: 4_096,
+        }
     }
 }
 
@@ -267,6 +278,11 @@ pub const DESCRIPTIONS: &[(&str, Kind, &str)] = &[
     (TASK_PANICS_TOTAL, Kind::Counter, "Tasks that ended in a panic: a fault of the gateway, please report it."),
     (REQUESTS_TOTAL, Kind::Counter, "HTTP requests, by status class."),
     (REQUEST_DURATION_SECONDS, Kind::Histogram, "Time from a request's head to its answer's head."),
+    (
+        ACCESS_LOG_DROPPED_TOTAL,
+        Kind::Counter,
+        "Lines of the access log that found its queue full or could not be written.",
+    ),
     (SPOOL_RECORDS, Kind::Gauge, "Messages waiting for an uplink, by sink."),
     (SPOOL_BYTES, Kind::Gauge, "Bytes waiting for an uplink, by sink."),
     (SPOOL_OLDEST_SECONDS, Kind::Gauge, "Age of the oldest waiting message, by sink."),

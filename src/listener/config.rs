@@ -26,6 +26,9 @@ pub struct Config {
     pub protocols: Vec<ProtocolName>,
     /// Addresses that may send a PROXY protocol header (v1 or v2), whose client address is then believed. From any other address such a header closes the connection.
     pub proxy_protocol_from: Vec<Network>,
+    /// Addresses of reverse proxies in front of the gateway. Their Forwarded and X-Forwarded-* headers are passed on and added to; from any other address
+    /// they are replaced.
+    pub forwarded_from: Vec<Network>,
     /// For tls: the certificate chain, PEM, the gateway's own first. Relative to this file.
     #[schemars(extend("format" = "path"))]
     pub certificate: Option<PathBuf>,
@@ -45,6 +48,7 @@ impl Default for Config {
             transport: TransportKind::Tcp,
             protocols: ProtocolName::ALL.to_vec(),
             proxy_protocol_from: Vec::new(),
+            forwarded_from: Vec::new(),
             certificate: None,
             key: None,
             client_certificates: ClientCertificates::Optional,

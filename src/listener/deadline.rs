@@ -178,13 +178,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Deadlined<IO> {
 
 /// A timer that is armed early rather than late, and asked again when it fires.
 #[derive(Debug, Default)]
-struct LazyTimer {
+pub struct LazyTimer {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
 impl LazyTimer {
     /// Ready once `deadline` has passed. The deadline may differ from call to call.
-    fn poll_past(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+    pub fn poll_past(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);

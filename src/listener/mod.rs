@@ -36,15 +36,16 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::{Gateway, Limits};
+use crate::gateway::{Exchange, Gateway, Limits};
 use crate::message::Reject;
 use crate::network::Network;
+use crate::telemetry::access_log::AccessLog;
 use crate::tls::{self, Alpn, TlsInfo};
 use crate::{telemetry, worker};
 
 pub use accept::{Sockets, run};
 pub use config::{ClientCertificates, Config, ProtocolName, TransportKind};
-pub use deadline::{Activity, Deadlined, Deadlines, UnderWay};
+pub use deadline::{Activity, Deadlined, Deadlines, LazyTimer, UnderWay};
 pub use detect::{Detected, Refusal, detect};
 pub use permits::{Permit, Permits};
 pub use stream::{Prefixed, Transport, read_some};
@@ -179,6 +180,11 @@ impl Listener {
         self.config.proxy_protocol_from.iter().any(|network: &Network| network.contains(proxy))
     }
 
+    /// Whether `Forwarded` and `X-Forwarded-*` from this peer are believed.
+    pub fn believes(&self, peer: IpAddr) -> bool {
+        self.config.forwarded_from.iter().any(|network: &Network| network.contains(peer))
+    }
+
     fn tls(&self) -> Option<Arc<tls::Server>> {
         self.tls.load_full()
     }
@@ -220,12 +226,20 @@ pub trait Serve: Clone + Send + Sync + 'static {
 #[derive(Clone)]
 pub struct Adapters {
     gateway: Arc<Gateway>,
-    http: Arc<http::Shared>,
+    http: http::Context,
 }
 
 impl Adapters {
-    pub fn new(gateway: Arc<Gateway>) -> Self {
-        Adapters { http: Arc::new(http::Shared::new(&gateway)), gateway }
+    pub fn new(gateway: Arc<Gateway>, access_log: Option<Arc<AccessLog>>) -> Self {
+        let shared = Arc::new(http::Shared::new(&gateway, access_log));
+        Adapters { http: http::Context { gateway: gateway.clone(), shared, exchange: None }, gateway }
+    }
+
+    /// The same with a way to the upstreams: each worker has its own.
+    pub fn with_exchange(&self, exchange: Arc<dyn Exchange>) -> Self {
+        let mut adapters = self.clone();
+        adapters.http.exchange = Some(exchange);
+        adapters
     }
 }
 
@@ -257,16 +271,16 @@ impl Serve for Adapters {
     ) where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (gateway, shared) = (self.gateway.clone(), self.http.clone());
+        let context = self.http.clone();
         // Boxed, so that a connection's task is as large as its own adapter and not as the largest.
         match spoken {
             Spoken::Http1 => {
-                let http = http::serve_http1(io, prefix, conn.clone(), gateway, shared, shutdown.clone());
+                let http = http::serve_http1(io, prefix, conn.clone(), context, shutdown.clone());
                 if let Some(_upgraded) = Box::pin(http).await {
                     telemetry::connection_refused(Refusal::ProtocolNotOffered.reason());
                 }
             }
-            Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, gateway, shared, shutdown)).await,
+            Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)).await,
             Spoken::Mqtt | Spoken::CoapTcp => telemetry::connection_refused(Refusal::ProtocolNotOffered.reason()),
         }
     }

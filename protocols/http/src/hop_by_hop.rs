@@ -1,7 +1,7 @@
 //! Headers that concern one connection and must not be passed on (RFC 9110 section 7.6.1).
 
 /// Always dropped by an intermediary, whether `Connection` names them or not. `Trailer` and `TE: trailers` stay: they describe the message.
-const NAMES: [&str; 8] = [
+pub const NAMES: [&str; 8] = [
     "connection",
     "keep-alive",
     "proxy-connection",

@@ -1,6 +1,5 @@
 //! Bodies, in and out.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,6 +10,8 @@ use hyper::body::{Frame, Incoming, SizeHint};
 
 use super::events::Events;
 use super::problem::Refused;
+use super::stream::Download;
+use crate::gateway::BoxError;
 use crate::message::Reject;
 
 /// What an answer carries.
@@ -20,6 +21,8 @@ pub enum Body {
     Full(Bytes),
     /// Server-sent events, until somebody ends them.
     Events(Box<Events>),
+    /// An upstream's answer.
+    Download(Box<Download>),
 }
 
 impl From<String> for Body {
@@ -36,7 +39,7 @@ impl From<Vec<u8>> for Body {
 
 impl hyper::body::Body for Body {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.get_mut();
@@ -44,9 +47,10 @@ impl hyper::body::Body for Body {
             Body::Empty => Poll::Ready(None),
             Body::Full(_) => match std::mem::replace(this, Body::Empty) {
                 Body::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                Body::Empty | Body::Events(_) => Poll::Ready(None),
+                Body::Empty | Body::Events(_) | Body::Download(_) => Poll::Ready(None),
             },
             Body::Events(events) => events.poll_next(cx).map(|event| event.map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Download(download) => download.poll_frame(cx),
         }
     }
 
@@ -55,6 +59,7 @@ impl hyper::body::Body for Body {
             Body::Empty => true,
             Body::Full(bytes) => bytes.is_empty(),
             Body::Events(_) => false,
+            Body::Download(download) => download.is_end_stream(),
         }
     }
 
@@ -63,6 +68,7 @@ impl hyper::body::Body for Body {
             Body::Empty => SizeHint::with_exact(0),
             Body::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Body::Events(_) => SizeHint::default(),
+            Body::Download(download) => download.size_hint(),
         }
     }
 }

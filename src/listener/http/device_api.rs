@@ -17,7 +17,8 @@ use super::body::Body;
 use super::call::Target;
 use super::events::Events;
 use super::problem::Refused;
-use super::seats::{Seat, StreamPermit};
+use super::seats::Seat;
+use super::stream::Slot;
 use crate::gateway::{Draft, Drained, Published, SendRetained, SubscribeOptions, wall_ms};
 use crate::message::{Completion, Device, Message, Properties, Qos, Receipt, Reject};
 
@@ -98,9 +99,14 @@ impl Connection {
         Ok(response)
     }
 
+    fn stream_slot(&self) -> Result<Slot, Reject> {
+        let streams_max = self.limits.event_streams_max;
+        Slot::take(&self.shared.streams, "event_streams_max", streams_max, Duration::from_secs(10))
+    }
+
     /// A subscription as a stream of events.
     pub async fn follow(&self, device: Option<Arc<Device>>, filter: &str) -> Result<Response<Body>, Refused> {
-        let permit = StreamPermit::acquire(&self.shared.streams, self.limits.event_streams_max)?;
+        let permit = self.stream_slot()?;
         let name = format!("{}#{}", self.conn.peer, self.shared.next_name());
         let (mut seat, _) = Seat::open(&self.gateway, &self.conn, device, &name, None).await?;
         let (gateway, client) = seat.parts().ok_or(Reject::ShuttingDown)?;
@@ -121,7 +127,7 @@ impl Connection {
     /// sender knows that it arrived by the device's answer.
     pub async fn command(&self, device: Option<Arc<Device>>, wait: Duration) -> Result<Response<Body>, Refused> {
         let device = device.ok_or(Reject::Unauthenticated)?;
-        let _permit = StreamPermit::acquire(&self.shared.streams, self.limits.event_streams_max)?;
+        let _permit = self.stream_slot()?;
         // The connection's own session begins too: between two polls the device is still present.
         self.seats.with(&self.gateway, &self.conn, Some(device.clone()), |_, _| ()).await?;
         let keep = Some(self.limits.session_expiry_max.0);

@@ -24,7 +24,8 @@ use bytes::Bytes;
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::seats::{Seat, StreamPermit};
+use super::seats::Seat;
+use super::stream::Slot;
 use crate::gateway::{Delivery, Drained};
 use crate::listener::UnderWay;
 
@@ -41,7 +42,7 @@ pub struct Events {
     heartbeat: Pin<Box<Sleep>>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     greeted: bool,
-    _permit: StreamPermit,
+    _permit: Slot,
     _under_way: UnderWay,
 }
 
@@ -55,7 +56,7 @@ impl Events {
     pub fn new(
         seat: Seat,
         retained: Vec<Delivery>,
-        permit: StreamPermit,
+        permit: Slot,
         under_way: UnderWay,
         shutdown: CancellationToken,
     ) -> Self {

@@ -1,4 +1,4 @@
-//! HTTP/1.1 and HTTP/2 on hyper: the device API and the mirror of the wire contract.
+//! HTTP/1.1 and HTTP/2 on hyper: the device API and the mirror of the wire contract, and the request plane for everything else.
 //!
 //! Promises: 202 only once the delivery class holds; a refusal names the rule or limit to who may know it and nothing to a stranger; every
 //! wait has a deadline (idle, head, body, write, outcome); every size has a bound. hyper's own timers are off: [`Deadlined`] does their work
@@ -14,9 +14,12 @@ mod body;
 mod call;
 mod device_api;
 mod events;
+mod headers;
 mod identify;
 mod problem;
+mod relay;
 mod seats;
+mod stream;
 mod upgrade;
 
 #[cfg(test)]
@@ -29,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::header::HOST;
+use http::header::{HOST, HeaderValue};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -39,10 +42,11 @@ use portable_atomic::{AtomicU32, AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use crate::gateway::{Gateway, Limits};
+use crate::gateway::{Exchange, Gateway, Limits, wall_ms};
 use crate::listener::{Activity, ConnectionInfo, Deadlined, Deadlines, Prefixed, ProtocolName};
-use crate::message::Reject;
+use crate::message::{Device, Reject};
 use crate::tasks::Tasks;
+use crate::telemetry::access_log::{AccessLog, Entry, Pending};
 use crate::telemetry::meters;
 use body::Body;
 use call::{Call, Prefix};
@@ -57,16 +61,41 @@ pub use upgrade::Upgraded;
 pub struct Shared {
     prefix: Prefix,
     streams: events::Streams,
+    /// Proxied requests under way.
+    in_flight: Arc<AtomicU32>,
     names: AtomicU64,
+    /// Where the request ids of this process begin.
+    request_ids: u64,
+    /// The gateway's name in `Via`, with enough of its id to tell two of one name apart.
+    via: String,
+    access_log: Option<Arc<AccessLog>>,
 }
 
 impl Shared {
-    pub fn new(gateway: &Gateway) -> Self {
+    pub fn new(gateway: &Gateway, access_log: Option<Arc<AccessLog>>) -> Self {
+        let id = gateway.identity.gateway_id_hex();
+        let mut seed = [0; 8];
+        // Without randomness ids are still told apart within the process.
+        let _ = getrandom::fill(&mut seed);
         Shared {
             prefix: Prefix::new(&gateway.config().device_api_prefix),
-            streams: Arc::new(AtomicU32::new(0)),
+            streams: Arc::default(),
+            in_flight: Arc::default(),
             names: AtomicU64::new(1),
+            request_ids: u64::from_ne_bytes(seed),
+            via: format!("{}-{}", gateway.config().name, id.get(..8).unwrap_or_default()),
+            access_log,
         }
+    }
+
+    /// Sixteen hex digits that no other request of this process has.
+    fn next_request_id(&self) -> HeaderValue {
+        // Steele, Lea and Flood's SplitMix64: a bijection, so counting never repeats, and neighbours look unrelated.
+        let mut z = self.request_ids.wrapping_add(self.next_name().wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        HeaderValue::try_from(format!("{z:016x}")).unwrap_or_else(|_| HeaderValue::from_static("-"))
     }
 
     fn next_name(&self) -> u64 {
@@ -74,10 +103,31 @@ impl Shared {
     }
 }
 
+/// What a connection is served with.
+#[derive(Clone)]
+pub struct Context {
+    pub gateway: Arc<Gateway>,
+    pub shared: Arc<Shared>,
+    /// The worker's own way to the upstreams; `None` where there are none.
+    pub exchange: Option<Arc<dyn Exchange>>,
+}
+
+/// What became known of a request on its way, for the answer and the access log.
+#[derive(Default)]
+struct Facts {
+    /// Who has proved to be it, and may learn why something is refused.
+    device: Option<Arc<Device>>,
+    route: Option<Arc<str>>,
+    endpoint: Option<Arc<str>>,
+    upstream: Option<Duration>,
+    request_id: Option<HeaderValue>,
+}
+
 /// One connection.
 struct Connection {
     gateway: Arc<Gateway>,
     shared: Arc<Shared>,
+    exchange: Option<Arc<dyn Exchange>>,
     conn: ConnectionInfo,
     limits: Limits,
     activity: Arc<Activity>,
@@ -91,14 +141,13 @@ pub async fn serve_http1<IO>(
     io: IO,
     prefix: BytesMut,
     conn: ConnectionInfo,
-    gateway: Arc<Gateway>,
-    shared: Arc<Shared>,
+    context: Context,
     shutdown: CancellationToken,
 ) -> Option<Upgraded>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let connection = Connection::new(conn, gateway, shared, shutdown.clone());
+    let connection = Connection::new(conn, context, shutdown.clone());
     let limits = &connection.limits;
     let head = Some(millis(limits.header_timeout_ms));
     let header_bytes_max = limits.header_bytes_max as usize;
@@ -122,7 +171,7 @@ where
         }
     };
     note_end(ended);
-    connection.upgrade.finish().await
+    connection.upgrade.finish(&shutdown).await
 }
 
 /// Serves an HTTP/2 connection.
@@ -130,13 +179,12 @@ pub async fn serve_http2<IO>(
     io: IO,
     prefix: BytesMut,
     conn: ConnectionInfo,
-    gateway: Arc<Gateway>,
-    shared: Arc<Shared>,
+    context: Context,
     shutdown: CancellationToken,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let connection = Connection::new(conn, gateway, shared, shutdown.clone());
+    let connection = Connection::new(conn, context, shutdown.clone());
     let limits = &connection.limits;
     let mut http = http2::Builder::new(Streams(Tasks::new(shutdown.child_token())));
     http.max_concurrent_streams(limits.http2_streams_max)
@@ -175,13 +223,15 @@ fn note_end(ended: hyper::Result<()>) {
 }
 
 impl Connection {
-    fn new(conn: ConnectionInfo, gateway: Arc<Gateway>, shared: Arc<Shared>, shutdown: CancellationToken) -> Arc<Self> {
+    fn new(conn: ConnectionInfo, context: Context, shutdown: CancellationToken) -> Arc<Self> {
+        let Context { gateway, shared, exchange } = context;
         Arc::new(Connection {
             limits: gateway.limits(),
             // Unique, so that a port used again takes nothing over from a connection that is still closing.
             seats: Seats::new(format!("{}#{}", conn.peer, shared.next_name())),
             gateway,
             shared,
+            exchange,
             conn,
             activity: Arc::default(),
             upgrade: Upgrade::default(),
@@ -198,27 +248,28 @@ impl Connection {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let began = Instant::now();
         let under_way = self.activity.begin();
-        let mut known = false;
-        let response = match self.act(request, &mut known).await {
+        let mut facts = Facts::default();
+        let log = self.shared.access_log.as_ref().map(|log| log.note(self.entry(&request), began));
+        let mut response = match self.act(request, &mut facts).await {
             Ok(response) => response,
-            Err(refused) => refused.response(known),
+            Err(refused) => refused.response(facts.device.is_some()),
         };
         meters().request(response.status().as_u16(), began.elapsed());
+        if let Some(log) = log {
+            facts.complete(log, &mut response);
+        }
         drop(under_way);
         response
     }
 
-    async fn act(&self, request: Request<Incoming>, known: &mut bool) -> Result<Response<Body>, Refused> {
+    async fn act(&self, request: Request<Incoming>, facts: &mut Facts) -> Result<Response<Body>, Refused> {
         // RFC 9112 section 3.2: none, or more than one, is answered 400.
         if request.version() == Version::HTTP_11 && request.headers().get_all(HOST).iter().count() != 1 {
             return Err(Reject::Malformed { what: "one Host header is required" }.into());
         }
         let listener = &self.conn.listener;
-        if listener.speaks(ProtocolName::Websocket) && upgrade::is_websocket(&request) {
-            if let Some(response) = self.upgrade.begin(request) {
-                return Ok(response);
-            }
-            return Err(Refused::NoRoute);
+        if listener.speaks(ProtocolName::Websocket) && upgrade::is_for_mqtt(&request) {
+            return self.upgrade.begin(request).ok_or(Refused::NoRoute);
         }
         if !listener.speaks(ProtocolName::Http) {
             return Err(Refused::UpgradeRequired);
@@ -227,13 +278,7 @@ impl Connection {
         let below = self.shared.prefix.strip(uri.path());
         let events = device_api::wants_events(request.headers());
         let call = below.and_then(|path| call::parse(request.method(), path, uri.query(), events));
-        let call = match call {
-            None => {
-                self.gateway.admit_address(self.conn.peer.ip(), Instant::now())?;
-                return Err(Refused::NoRoute);
-            }
-            Some(call) => call,
-        };
+        let Some(call) = call else { return self.relay(request, facts).await };
         if let Ok(call @ (Call::Challenge | Call::Session | Call::Token)) = &call {
             let body = self.body(request, "body_bytes_max", identify::BODY_BYTES_MAX).await?;
             return Ok(match call {
@@ -241,16 +286,8 @@ impl Connection {
                 _ => identify::exchange(&self.gateway, &self.conn, call, &body),
             });
         }
-        let device = match identify::identify(&self.gateway, &self.conn, request.headers()) {
-            Ok(device) => device,
-            Err(reject) => return Err(self.stranger(reject)),
-        };
-        if device.is_none()
-            && let Err(reject) = self.gateway.anonymous_role()
-        {
-            return Err(self.stranger(reject));
-        }
-        *known = device.is_some();
+        let device = self.caller(request.headers())?;
+        facts.device.clone_from(&device);
         match call? {
             Call::Publish { target, qos, retain } => {
                 let headers = request.headers().clone();
@@ -262,6 +299,23 @@ impl Connection {
             Call::Follow { filter } => self.follow(device, &filter).await,
             Call::Command { wait } => self.command(device, wait).await,
             Call::Challenge | Call::Session | Call::Token => Err(Refused::NoRoute),
+        }
+    }
+
+    fn entry(&self, request: &Request<Incoming>) -> Entry {
+        Entry {
+            time_ms: wall_ms(),
+            peer: self.conn.peer.ip().to_canonical(),
+            device: None,
+            method: request.method().clone(),
+            version: request.version(),
+            host: headers::host(request.uri(), request.headers()).map(str::to_owned),
+            target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+            status: 0,
+            route: None,
+            endpoint: None,
+            upstream: None,
+            request_id: None,
         }
     }
 
@@ -279,6 +333,27 @@ impl Connection {
         bytes_max: usize,
     ) -> Result<bytes::Bytes, Refused> {
         body::read(request.into_body(), limit, bytes_max, millis(self.limits.body_timeout_ms)).await
+    }
+}
+
+impl Facts {
+    /// Completes a line of the access log, and writes it or lets the body do so at its end.
+    fn complete(self, mut log: Pending, response: &mut Response<Body>) {
+        let entry = &mut log.entry;
+        entry.status = response.status().as_u16();
+        entry.device = self.device.map(|device| device.id.clone());
+        entry.route = self.route;
+        entry.endpoint = self.endpoint;
+        entry.upstream = self.upstream;
+        entry.request_id = self.request_id.and_then(|id| id.to_str().ok().map(str::to_owned));
+        match response.body_mut() {
+            Body::Download(download) => download.log_at_end(log),
+            Body::Full(bytes) => {
+                let bytes = bytes.len() as u64;
+                log.write(bytes);
+            }
+            Body::Empty | Body::Events(_) => log.write(0),
+        }
     }
 }
 

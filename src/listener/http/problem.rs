@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::body::Body;
 use super::call::NoCall;
+use crate::gateway::UpstreamFault;
 use crate::message::Reject;
 
 /// Why a request was refused, beyond what every protocol shares.
@@ -28,6 +29,12 @@ pub enum Refused {
     NoRoute,
     /// The listener speaks WebSocket only.
     UpgradeRequired,
+    /// A method that the gateway does not pass on.
+    NotImplemented,
+    /// The request has been here before: an upstream leads back to the gateway.
+    Loop,
+    /// The request plane's other side failed.
+    Upstream(UpstreamFault),
 }
 
 impl From<Reject> for Refused {
@@ -55,6 +62,12 @@ impl Refused {
             Refused::NoOutcome => StatusCode::SERVICE_UNAVAILABLE,
             Refused::NoRoute => StatusCode::NOT_FOUND,
             Refused::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Refused::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Refused::Loop => StatusCode::LOOP_DETECTED,
+            Refused::Upstream(UpstreamFault::Unreachable) => StatusCode::BAD_GATEWAY,
+            Refused::Upstream(UpstreamFault::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
+            Refused::Upstream(UpstreamFault::Timeout) => StatusCode::GATEWAY_TIMEOUT,
+            Refused::Upstream(UpstreamFault::RequestBody) => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -88,13 +101,13 @@ impl Refused {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Refused::NoOutcome => {
+            Refused::NoOutcome | Refused::Upstream(UpstreamFault::Unavailable) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Refused::Method(allowed) => {
                 headers.insert(ALLOW, HeaderValue::from_static(allowed));
             }
-            Refused::BodyTimeout | Refused::BodyBroken => {
+            Refused::BodyTimeout | Refused::BodyBroken | Refused::Upstream(UpstreamFault::RequestBody) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Refused::UpgradeRequired => {
@@ -104,7 +117,10 @@ impl Refused {
             Refused::Reject(
                 Reject::Forbidden { .. } | Reject::TooLarge { .. } | Reject::Malformed { .. } | Reject::NotFound,
             )
-            | Refused::NoRoute => {}
+            | Refused::NoRoute
+            | Refused::NotImplemented
+            | Refused::Loop
+            | Refused::Upstream(UpstreamFault::Unreachable | UpstreamFault::Timeout) => {}
         }
         response
     }

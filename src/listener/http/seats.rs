@@ -6,10 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portable_atomic::{AtomicU32, Ordering};
 use tokio::sync::Mutex;
 
-use super::events::Streams;
 use crate::gateway::{Client, Drained, Gateway, Keep, Mailbox, Open};
 use crate::listener::ConnectionInfo;
 use crate::message::{Device, Protocol, Reject};
@@ -144,26 +142,5 @@ impl Seats {
             // A held seat has its client until it is dropped.
             None => Err(Reject::ShuttingDown),
         }
-    }
-}
-
-/// One of `event_streams_max`.
-pub struct StreamPermit(Streams);
-
-impl StreamPermit {
-    /// # Errors
-    /// [`Reject::Full`] when all are open.
-    pub fn acquire(streams: &Streams, streams_max: u32) -> Result<Self, Reject> {
-        streams
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < streams_max).then_some(open + 1))
-            .map_err(|_| Reject::Full { limit: "event_streams_max", retry_after: Duration::from_secs(10) })?;
-        Ok(StreamPermit(streams.clone()))
-    }
-}
-
-impl Drop for StreamPermit {
-    fn drop(&mut self) {
-        let open: &AtomicU32 = &self.0;
-        open.fetch_sub(1, Ordering::Relaxed);
     }
 }

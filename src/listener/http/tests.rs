@@ -10,9 +10,11 @@ use tidegate_auth::jwt::{Audience, Claims, NumericDate, sign};
 use tidegate_auth::{CbType, Proto, SecretKey, Transcript, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+mod relay;
+
 use super::*;
 use crate::gateway::{
-    Client, Config, ForwardTopics, Mailbox, Now, Open, Routes, Rules, SendRetained, SubscribeOptions,
+    Client, Config, ForwardTopics, Mailbox, Now, Open, RouteConfig, Routes, Rules, SendRetained, SubscribeOptions,
 };
 use crate::identity::{self, Identity, NewDevice, NewKey, Registry};
 use crate::listener::{Config as ListenerConfig, Listener};
@@ -24,12 +26,14 @@ const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
     {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["dev/#", "plant/#"]},
     {"name": "not there", "effect": "deny", "who": ["anyone"], "do": ["publish"], "on": ["plant/forbidden"]},
+    {"name": "its own files", "who": ["role:sensor"], "do": ["GET", "POST"], "on": ["/api/{device}/*"], "bytes_max": 8},
     {"name": "small", "who": ["role:operator"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4}
 ]"##;
 
 struct Fixture {
     gateway: Arc<Gateway>,
     shared: Arc<Shared>,
+    exchange: Option<Arc<dyn Exchange>>,
     shutdown: CancellationToken,
     folder: tempfile::TempDir,
 }
@@ -47,6 +51,16 @@ impl Fixture {
 
     /// `sinks` are topic patterns of class `disk`.
     fn with(adjust: impl FnOnce(&mut Limits), sinks: &[&str]) -> Self {
+        Fixture::routed(adjust, sinks, Value::Array(vec![]), None)
+    }
+
+    fn routed(
+        adjust: impl FnOnce(&mut Limits),
+        sinks: &[&str],
+        routes: Value,
+        exchange: Option<Arc<dyn Exchange>>,
+    ) -> Self {
+        let routes: Vec<RouteConfig> = serde_json::from_value(routes).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let identity = Arc::new(Identity::open(folder.path(), &identity::Config::default()).unwrap());
         let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator")];
@@ -74,12 +88,12 @@ impl Fixture {
             policy: Policy::compile(sources.collect()).unwrap(),
             address_filter: Default::default(),
             limits,
-            routes: Routes::default(),
+            routes: Routes::new(&routes),
             anonymous_role: "".into(),
         };
         let gateway = Arc::new(Gateway::new(Config::default(), identity, spool, forwards, rules, Instant::now()));
-        let shared = Arc::new(Shared::new(&gateway));
-        Fixture { gateway, shared, shutdown: CancellationToken::new(), folder }
+        let shared = Arc::new(Shared::new(&gateway, None));
+        Fixture { gateway, shared, exchange, shutdown: CancellationToken::new(), folder }
     }
 
     fn conn(&self) -> ConnectionInfo {
@@ -91,17 +105,14 @@ impl Fixture {
         }
     }
 
+    fn context(&self) -> Context {
+        Context { gateway: self.gateway.clone(), shared: self.shared.clone(), exchange: self.exchange.clone() }
+    }
+
     /// A new HTTP/1.1 connection.
     fn connect(&self) -> Peer {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let serving = serve_http1(
-            far,
-            BytesMut::new(),
-            self.conn(),
-            self.gateway.clone(),
-            self.shared.clone(),
-            self.shutdown.clone(),
-        );
+        let serving = serve_http1(far, BytesMut::new(), self.conn(), self.context(), self.shutdown.clone());
         let served = tokio::spawn(async move { serving.await.is_some() });
         Peer { io: near, read: Vec::new(), served }
     }
@@ -607,14 +618,7 @@ async fn http2_requests_run_side_by_side_in_one_session() {
     let fixture = Fixture::new();
     let token = fixture.token("a").await;
     let (near, far) = tokio::io::duplex(1 << 16);
-    let serving = serve_http2(
-        far,
-        BytesMut::new(),
-        fixture.conn(),
-        fixture.gateway.clone(),
-        fixture.shared.clone(),
-        fixture.shutdown.clone(),
-    );
+    let serving = serve_http2(far, BytesMut::new(), fixture.conn(), fixture.context(), fixture.shutdown.clone());
     let served = tokio::spawn(serving);
     let executor = hyper_util::rt::TokioExecutor::new();
     let (sender, connection) =
@@ -650,14 +654,8 @@ async fn http2_requests_run_side_by_side_in_one_session() {
 async fn a_websocket_for_mqtt_is_handed_on_with_what_came_early() {
     let fixture = Fixture::new();
     let (mut near, far) = tokio::io::duplex(4096);
-    let serving = tokio::spawn(serve_http1(
-        far,
-        BytesMut::new(),
-        fixture.conn(),
-        fixture.gateway.clone(),
-        fixture.shared.clone(),
-        fixture.shutdown.clone(),
-    ));
+    let serving =
+        tokio::spawn(serve_http1(far, BytesMut::new(), fixture.conn(), fixture.context(), fixture.shutdown.clone()));
     // The key and its answer are the example of RFC 6455 section 1.3.
     let head = "GET /mqtt HTTP/1.1\r\nhost: g\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n\
                 sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: mqtt\r\n\r\nearly";

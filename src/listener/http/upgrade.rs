@@ -1,4 +1,11 @@
-//! MQTT over WebSocket: the opening handshake (RFC 6455 section 4.2), after which the stream is not HTTP's any more.
+//! Streams that stop being HTTP's: MQTT over WebSocket after its opening handshake (RFC 6455 section 4.2), and tunnels to an upstream that has
+//! switched protocols, which are copied and not looked into.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::{
     CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
@@ -9,34 +16,51 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use portable_atomic::{AtomicU64, Ordering};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
+use super::stream::Held;
 
 /// The stream after the handshake; what the client sent early is read first.
 pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
-/// A handshake that has been answered, until hyper lets go of the stream.
-#[derive(Debug, Default)]
+/// A switch of protocols that has been answered, until hyper lets go of the stream.
+#[derive(Default)]
 pub struct Upgrade {
-    pending: Mutex<Option<OnUpgrade>>,
+    pending: Mutex<Option<Pending>>,
 }
 
-/// Whether a request asks to become a WebSocket.
-pub fn is_websocket<B>(request: &Request<B>) -> bool {
-    request.version() == Version::HTTP_11
+enum Pending {
+    Mqtt(OnUpgrade),
+    Tunnel(Tunnel),
+}
+
+/// Two streams to be joined.
+pub struct Tunnel {
+    pub client: OnUpgrade,
+    pub upstream: OnUpgrade,
+    /// Without one byte in either direction.
+    pub idle: Duration,
+    pub held: Held,
+}
+
+/// Whether a request asks to become a WebSocket for MQTT ([MQTT-6.0.0-3]: the subprotocol is `mqtt`).
+pub fn is_for_mqtt<B>(request: &Request<B>) -> bool {
+    has_token(request.headers(), &SEC_WEBSOCKET_PROTOCOL, "mqtt")
+        && request.version() == Version::HTTP_11
         && request.method() == Method::GET
         && has_token(request.headers(), &UPGRADE, "websocket")
         && has_token(request.headers(), &CONNECTION, "upgrade")
 }
 
 impl Upgrade {
-    /// Answers the handshake. `None` if it is not one for MQTT ([MQTT-6.0.0-3]: the subprotocol is `mqtt`).
+    /// Answers the handshake of [`is_for_mqtt`]. `None` if it is none after all.
     pub fn begin(&self, mut request: Request<Incoming>) -> Option<Response<Body>> {
         let headers = request.headers();
-        if !has_token(headers, &SEC_WEBSOCKET_PROTOCOL, "mqtt") {
-            return None;
-        }
         if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
             let mut response = Response::new(Body::Empty);
             *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
@@ -51,19 +75,113 @@ impl Upgrade {
         answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
         answer.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::try_from(accept).ok()?);
-        *self.pending.lock() = Some(hyper::upgrade::on(&mut request));
+        *self.pending.lock() = Some(Pending::Mqtt(hyper::upgrade::on(&mut request)));
         Some(response)
     }
 
-    /// The stream, if there was a handshake and its answer went out. To be called after the HTTP connection has ended.
-    pub async fn finish(&self) -> Option<Upgraded> {
+    /// Joins the client's stream to an upstream's, after the answer that is being given.
+    pub fn tunnel(&self, tunnel: Tunnel) {
+        *self.pending.lock() = Some(Pending::Tunnel(tunnel));
+    }
+
+    /// To be called after the HTTP connection has ended. Gives back the stream that is MQTT's, if there was a handshake and its answer went
+    /// out; a tunnel is served here to its end.
+    pub async fn finish(&self, shutdown: &CancellationToken) -> Option<Upgraded> {
         let pending = self.pending.lock().take()?;
-        pending.await.ok().map(TokioIo::new)
+        match pending {
+            Pending::Mqtt(upgrade) => upgrade.await.ok().map(TokioIo::new),
+            Pending::Tunnel(tunnel) => {
+                tokio::select! {
+                    () = tunnel.serve() => {}
+                    () = shutdown.cancelled() => {}
+                }
+                None
+            }
+        }
     }
 }
 
+impl Tunnel {
+    /// Copies both ways until one side has ended and the other has been told, or nothing came for `idle`.
+    async fn serve(self) {
+        let Tunnel { client, upstream, idle, held: _held } = self;
+        let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
+        let seen = Arc::new(LastSeen { began: Instant::now(), ms: AtomicU64::new(0) });
+        let mut client = Watched { io: TokioIo::new(client), seen: seen.clone() };
+        let mut upstream = Watched { io: TokioIo::new(upstream), seen: seen.clone() };
+        let mut copying = pin!(tokio::io::copy_bidirectional_with_sizes(
+            &mut client,
+            &mut upstream,
+            TUNNEL_BUFFER_BYTES,
+            TUNNEL_BUFFER_BYTES
+        ));
+        loop {
+            let silent_at = seen.at() + idle;
+            tokio::select! {
+                // A side that breaks off ends the tunnel; there is nobody to tell.
+                _ended = copying.as_mut() => return,
+                () = tokio::time::sleep_until(silent_at) => {
+                    if seen.at() + idle <= Instant::now() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// When the last byte came.
+struct LastSeen {
+    began: Instant,
+    ms: AtomicU64,
+}
+
+impl LastSeen {
+    fn at(&self) -> Instant {
+        self.began + Duration::from_millis(self.ms.load(Ordering::Relaxed))
+    }
+
+    fn now(&self) {
+        let ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.ms.store(ms, Ordering::Relaxed);
+    }
+}
+
+/// A stream that notes when something came.
+struct Watched<IO> {
+    io: IO,
+    seen: Arc<LastSeen>,
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if poll.is_ready() {
+            self.seen.now();
+        }
+        poll
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Each way.
+const TUNNEL_BUFFER_BYTES: usize = 8192;
+
 /// Whether a comma-separated header has `token`, without case.
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
 }

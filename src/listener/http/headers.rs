@@ -1,0 +1,377 @@
+//! Headers of a request and an answer that pass through: what ends here, what is added, what is never believed.
+
+use http::header::{
+    CONNECTION, COOKIE, EXPECT, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE, VIA,
+};
+use http::{Version, uri};
+use std::net::IpAddr;
+use tidegate_http::{forwarded, hop_by_hop, traceparent};
+
+/// What is said about a request towards the upstream.
+#[derive(Debug)]
+pub struct Passing<'a> {
+    pub peer: IpAddr,
+    pub is_tls: bool,
+    /// The host asked for, with its port.
+    pub host: Option<&'a str>,
+    pub preserve_host: bool,
+    /// Whether the peer's own `Forwarded` and `X-Forwarded-*` are believed and added to. Otherwise they are replaced.
+    pub is_proxy: bool,
+    /// The name in `Via`.
+    pub via: &'a str,
+    /// The authenticated device and its role.
+    pub device: Option<(&'a str, &'a str)>,
+    /// The bearer token was for the gateway and ends here.
+    pub hide_authorization: bool,
+    pub request_id: &'a HeaderValue,
+    /// The protocol the client wants to change to, which the upstream may grant.
+    pub upgrade: Option<HeaderValue>,
+    pub version: Version,
+}
+
+/// Turns a client's headers into those for the upstream.
+pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
+    let wants_trailers = headers.get_all(TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    strip(headers);
+    headers.remove(TE);
+    // Answered here: the client gets its 100 when its body is first asked for.
+    headers.remove(EXPECT);
+    for name in OURS {
+        headers.remove(name);
+    }
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if passing.version == Version::HTTP_2 {
+        join_cookies(headers);
+    }
+    if let Some(upgrade) = &passing.upgrade {
+        headers.insert(UPGRADE, upgrade.clone());
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    if passing.hide_authorization {
+        headers.remove(http::header::AUTHORIZATION);
+    }
+    if let Some((id, role)) = passing.device {
+        // Ids and roles have no character that a header has not; one that had is left out.
+        for (name, text) in [(DEVICE, id), (ROLE, role)] {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.insert(name, value);
+            }
+        }
+    }
+    match (passing.preserve_host, passing.host.and_then(|host| HeaderValue::from_str(host).ok())) {
+        (true, Some(host)) => {
+            headers.insert(HOST, host);
+        }
+        (true, None) | (false, _) => {
+            headers.remove(HOST);
+        }
+    }
+    say_where_from(headers, passing);
+    headers.insert(X_REQUEST_ID, passing.request_id.clone());
+    // RFC 9110 section 7.6.3, and W3C Trace Context section 3.2: what is not one is not passed on.
+    append_via(headers, passing.version, passing.via);
+    if headers.get_all(TRACEPARENT).iter().count() != 1
+        || !headers[TRACEPARENT].to_str().is_ok_and(traceparent::is_valid)
+    {
+        headers.remove(TRACEPARENT);
+        headers.remove(TRACESTATE);
+    }
+}
+
+/// Turns an upstream's headers into those for the client. `upgrade`: the answer grants one.
+pub fn towards_client(headers: &mut HeaderMap, via: &str, version: Version, upgrade: bool, request_id: &HeaderValue) {
+    let granted = headers.get(UPGRADE).filter(|_| upgrade).cloned();
+    strip(headers);
+    if let Some(granted) = granted {
+        headers.insert(UPGRADE, granted);
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    append_via(headers, version, via);
+    if let Entry::Vacant(entry) = headers.entry(X_REQUEST_ID) {
+        entry.insert(request_id.clone());
+    }
+}
+
+/// Whether a request has passed here already, so that the upstream is, by some way, the gateway itself.
+pub fn is_loop(headers: &HeaderMap, via: &str) -> bool {
+    let values = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|hop| hop.split_ascii_whitespace().nth(1) == Some(via))
+}
+
+/// The client's own id for the request, if it can stand in a log and a header.
+pub fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    const BYTES_MAX: usize = 128;
+    let value = headers.get(X_REQUEST_ID)?;
+    let fits = (1..=BYTES_MAX).contains(&value.len());
+    (fits && value.as_bytes().iter().all(u8::is_ascii_graphic)).then(|| value.clone())
+}
+
+/// The host asked for, with its port: of the target if it names one (RFC 9112 section 3.2.2), else of `Host`.
+pub fn host<'a>(uri: &'a uri::Uri, headers: &'a HeaderMap) -> Option<&'a str> {
+    let authority = uri.authority().map(uri::Authority::as_str);
+    authority.or_else(|| headers.get(HOST)?.to_str().ok())
+}
+
+fn strip(headers: &mut HeaderMap) {
+    // Most requests name nothing, and nothing is allocated for them.
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<String> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(hop_by_hop::connection_options)
+            .collect();
+        for name in named {
+            headers.remove(name.as_str());
+        }
+    }
+    for name in hop_by_hop::NAMES {
+        headers.remove(name);
+    }
+}
+
+/// RFC 9113 section 8.2.3: HTTP/2 may cut a cookie into crumbs, HTTP/1.1 may not.
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+fn say_where_from(headers: &mut HeaderMap, passing: &Passing<'_>) {
+    let scheme = if passing.is_tls { "https" } else { "http" };
+    let element = forwarded::element(passing.peer, scheme, passing.host);
+    if passing.is_proxy {
+        append(headers, &X_FORWARDED_FOR, &passing.peer.to_string());
+        append(headers, &FORWARDED, &element);
+    } else {
+        for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, FORWARDED, X_REAL_IP, X_FORWARDED_PORT] {
+            headers.remove(name);
+        }
+        set(headers, X_FORWARDED_FOR, &passing.peer.to_string());
+        set(headers, FORWARDED, &element);
+    }
+    // The outermost proxy has said how the client came; a client has not.
+    if !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    }
+    if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), passing.host) {
+        set(headers, X_FORWARDED_HOST, host);
+    }
+}
+
+fn append_via(headers: &mut HeaderMap, version: Version, via: &str) {
+    let version = match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    };
+    append(headers, &VIA, &format!("{version} {via}"));
+}
+
+/// Adds to a comma-separated list, as one line.
+fn append(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
+    let mut list: Vec<u8> = Vec::new();
+    for value in headers.get_all(name) {
+        list.extend_from_slice(value.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(text.as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&list) {
+        headers.insert(name, value);
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, text: &str) {
+    if let Ok(value) = HeaderValue::from_str(text) {
+        headers.insert(name, value);
+    }
+}
+
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Who the gateway found the client to be. A client cannot set them.
+const DEVICE: HeaderName = HeaderName::from_static("tidegate-device");
+const ROLE: HeaderName = HeaderName::from_static("tidegate-role");
+const OURS: [HeaderName; 2] = [DEVICE, ROLE];
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn assert_has(headers: &HeaderMap, expected: &[(&str, &str)]) {
+        for (name, value) in expected {
+            assert_eq!(headers[*name], *value, "{name}");
+        }
+    }
+
+    fn passing<'a>(id: &'a HeaderValue) -> Passing<'a> {
+        Passing {
+            peer: IpAddr::from([192, 0, 2, 1]),
+            is_tls: true,
+            host: Some("gateway.example:8443"),
+            preserve_host: false,
+            is_proxy: false,
+            via: "g-1",
+            device: None,
+            hide_authorization: false,
+            request_id: id,
+            upgrade: None,
+            version: Version::HTTP_11,
+        }
+    }
+
+    #[test]
+    fn what_concerns_one_connection_ends_here() {
+        let mut h = headers(&[
+            ("connection", "close, X-Secret, Authorization"),
+            ("x-secret", "1"),
+            ("authorization", "Basic x"),
+            ("keep-alive", "5"),
+            ("te", "gzip"),
+            ("te", "Trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("proxy-authorization", "x"),
+            ("host", "gateway.example:8443"),
+            ("accept", "*/*"),
+        ]);
+        let id = HeaderValue::from_static("r1");
+        towards_upstream(&mut h, &passing(&id));
+        let mut names: Vec<&str> = h.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let expected = [
+            "accept",
+            "authorization",
+            "forwarded",
+            "te",
+            "via",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-request-id",
+        ];
+        assert_eq!(names, expected);
+        assert_has(&h, &[("te", "trailers"), ("via", "1.1 g-1")]);
+    }
+
+    #[test]
+    fn a_client_cannot_say_where_it_comes_from_and_a_proxy_can() {
+        let claims = [
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "inner"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-real-ip", "10.0.0.1"),
+            ("tidegate-device", "admin"),
+            ("tidegate-role", "operator"),
+        ];
+        let id = HeaderValue::from_static("r1");
+        let mut from_client = headers(&claims);
+        towards_upstream(&mut from_client, &Passing { is_tls: false, ..passing(&id) });
+        assert_eq!(from_client["x-forwarded-for"], "192.0.2.1");
+        assert_eq!(from_client["x-forwarded-proto"], "http");
+        assert_eq!(from_client["x-forwarded-host"], "gateway.example:8443");
+        assert_eq!(from_client["forwarded"], "for=192.0.2.1;proto=http;host=\"gateway.example:8443\"");
+        assert!(!from_client.contains_key("x-real-ip"));
+        assert!(!from_client.contains_key("tidegate-device") && !from_client.contains_key("tidegate-role"));
+
+        let mut from_proxy = headers(&claims);
+        towards_upstream(&mut from_proxy, &Passing { is_proxy: true, is_tls: false, ..passing(&id) });
+        assert_eq!(from_proxy["x-forwarded-for"], "10.0.0.1, 192.0.2.1");
+        assert_has(&from_proxy, &[("x-forwarded-proto", "https"), ("x-forwarded-host", "inner")]);
+        assert!(from_proxy["forwarded"].to_str().unwrap().starts_with("for=10.0.0.1, for=192.0.2.1;"));
+        assert!(!from_proxy.contains_key("tidegate-device"));
+    }
+
+    #[test]
+    fn the_upstream_learns_the_device_and_not_its_token() {
+        let id = HeaderValue::from_static("r1");
+        let mut h = headers(&[("authorization", "Bearer t"), ("host", "g"), ("cookie", "a=1"), ("cookie", "b=2")]);
+        let known = Passing {
+            device: Some(("d1", "sensor")),
+            hide_authorization: true,
+            preserve_host: true,
+            version: Version::HTTP_2,
+            ..passing(&id)
+        };
+        towards_upstream(&mut h, &known);
+        assert!(!h.contains_key("authorization"));
+        assert_has(&h, &[("tidegate-device", "d1"), ("tidegate-role", "sensor")]);
+        assert_has(&h, &[("host", "gateway.example:8443"), ("cookie", "a=1; b=2"), ("via", "2 g-1")]);
+    }
+
+    #[test]
+    fn a_trace_that_is_none_is_not_passed_on() {
+        let id = HeaderValue::from_static("r1");
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut kept = headers(&[("traceparent", good), ("tracestate", "a=1")]);
+        towards_upstream(&mut kept, &passing(&id));
+        assert_has(&kept, &[("traceparent", good), ("tracestate", "a=1")]);
+        for bad in [&[("traceparent", "x"), ("tracestate", "a=1")][..], &[("traceparent", good), ("traceparent", good)]]
+        {
+            let mut dropped = headers(bad);
+            towards_upstream(&mut dropped, &passing(&id));
+            assert!(!dropped.contains_key("traceparent") && !dropped.contains_key("tracestate"));
+        }
+    }
+
+    #[test]
+    fn an_answer_loses_its_hop_and_gains_the_request_id() {
+        let id = HeaderValue::from_static("r1");
+        let mut h =
+            headers(&[("connection", "keep-alive"), ("upgrade", "websocket"), ("via", "1.1 cdn"), ("etag", "x")]);
+        towards_client(&mut h, "g-1", Version::HTTP_11, false, &id);
+        assert_has(&h, &[("via", "1.1 cdn, 1.1 g-1"), ("x-request-id", "r1"), ("etag", "x")]);
+        assert!(!h.contains_key("upgrade") && !h.contains_key("connection"));
+        let mut switched = headers(&[("connection", "Upgrade"), ("upgrade", "websocket"), ("x-request-id", "own")]);
+        towards_client(&mut switched, "g-1", Version::HTTP_11, true, &id);
+        assert_has(&switched, &[("upgrade", "websocket"), ("connection", "upgrade")]);
+        assert_eq!(switched["x-request-id"], "own");
+    }
+
+    #[test]
+    fn a_loop_is_seen_by_its_own_name() {
+        assert!(is_loop(&headers(&[("via", "1.1 a, 2 g-1")]), "g-1"));
+        assert!(is_loop(&headers(&[("via", "1.1 a"), ("via", "1.1 g-1 (comment)")]), "g-1"));
+        assert!(!is_loop(&headers(&[("via", "1.1 g-12, g-1")]), "g-1"));
+    }
+
+    #[test]
+    fn a_request_id_is_kept_if_it_can_stand_in_a_log() {
+        assert_eq!(request_id(&headers(&[("x-request-id", "abc-1")])).unwrap(), "abc-1");
+        for bad in ["", "a b", "\t"] {
+            assert_eq!(request_id(&headers(&[("x-request-id", bad)])), None, "{bad:?}");
+        }
+        let long: &'static str = "x".repeat(129).leak();
+        assert_eq!(request_id(&headers(&[("x-request-id", long)])), None);
+    }
+
+    #[test]
+    fn the_target_names_the_host_before_the_header_does() {
+        let absolute: uri::Uri = "http://a.example:80/x".parse().unwrap();
+        let origin: uri::Uri = "/x".parse().unwrap();
+        let h = headers(&[("host", "b.example")]);
+        assert_eq!((host(&absolute, &h), host(&origin, &h)), (Some("a.example:80"), Some("b.example")));
+        assert_eq!(host(&origin, &HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,238 @@
+//! The request plane: a request that is none of the gateway's own is matched against the routes, admitted, and handed to an upstream; body and
+//! answer stream through.
+//!
+//! Order: path has one spelling → route → address or device, policy, rates, size → one of `requests_in_flight_max` → headers → upstream. Nothing
+//! of the body is read, and no 100 sent, before the upstream wants it.
+//!
+//! Cost of a request beside the upstream's: one search of the routes, two header maps edited in place, four small allocations.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Body as _, Incoming};
+use hyper::upgrade::OnUpgrade;
+
+use super::body::Body;
+use super::headers::{self, Passing};
+use super::problem::Refused;
+use super::stream::{Download, Held, Slot, Upload, Verdict};
+use super::upgrade::{self, Tunnel};
+use super::{Connection, Facts, identify, millis};
+use crate::gateway::{BodySize, ProxyBody, Route, RouteAuth, ServedBy, UpstreamFault, canonical_path};
+use crate::message::{Action, Device, Reject};
+
+impl Connection {
+    /// Answers a request that is none of the gateway's own.
+    pub async fn relay(&self, request: Request<Incoming>, facts: &mut Facts) -> Result<Response<Body>, Refused> {
+        let began = Instant::now();
+        let route = match self.find_route(&request) {
+            Ok(route) => route,
+            Err(refused) => {
+                self.gateway.admit_address(self.conn.peer.ip(), began)?;
+                return Err(refused);
+            }
+        };
+        facts.route = Some(route.name.clone());
+        let bytes_max = route.body_bytes_max.unwrap_or(self.limits.body_bytes_max.bytes());
+        let size = match request.body().size_hint().exact() {
+            Some(bytes) if bytes > bytes_max => {
+                self.gateway.admit_address(self.conn.peer.ip(), began)?;
+                return Err(Reject::TooLarge { limit: BODY_LIMIT, bytes_max }.into());
+            }
+            Some(bytes) => BodySize::Exactly(bytes),
+            None => BodySize::UpTo(bytes_max),
+        };
+        let by_rule = match route.auth {
+            RouteAuth::None => {
+                self.gateway.admit_address(self.conn.peer.ip(), began)?;
+                None
+            }
+            RouteAuth::Device => self.admit(&request, size, facts, began).await?,
+        };
+        let slot = Slot::take(
+            &self.shared.in_flight,
+            "requests_in_flight_max",
+            self.limits.requests_in_flight_max,
+            Duration::from_secs(1),
+        )?;
+        let held = Held::new(slot, self.activity.begin());
+        let limit =
+            by_rule.filter(|by_rule| *by_rule < bytes_max).map_or((BODY_LIMIT, bytes_max), |max| ("bytes_max", max));
+        self.pass_on(request, &route, limit, held, facts, began).await
+    }
+
+    fn find_route(&self, request: &Request<Incoming>) -> Result<Arc<Route>, Refused> {
+        let method = request.method();
+        if matches!(*method, Method::CONNECT | Method::TRACE) {
+            return Err(Refused::NotImplemented);
+        }
+        let path = canonical_path(request.uri().path())
+            .ok_or(Reject::Malformed { what: "a path that programs read differently" })?;
+        let host = headers::host(request.uri(), request.headers());
+        let found = self.gateway.with_rules(|rules| rules.routes.find(host, &path, method.as_str()).cloned());
+        let route = found.ok_or(Refused::NoRoute)?;
+        if headers::is_loop(request.headers(), &self.shared.via) {
+            tracing::warn!(route = &*route.name, upstream = &*route.to, "the upstream is this gateway itself");
+            return Err(Refused::Loop);
+        }
+        Ok(route)
+    }
+
+    /// Admission of a device: how large the body may become by the rule that allows it.
+    async fn admit(
+        &self,
+        request: &Request<Incoming>,
+        size: BodySize,
+        facts: &mut Facts,
+        now: Instant,
+    ) -> Result<Option<u64>, Refused> {
+        facts.device = self.caller(request.headers())?;
+        let Some(action) = Action::parse(request.method().as_str()) else {
+            // A rule cannot name it, so none allows it.
+            return Err(Reject::Forbidden { rule: None }.into());
+        };
+        let path = request.uri().path();
+        let admitted = self
+            .seats
+            .with(&self.gateway, &self.conn, facts.device.clone(), |gateway, client| {
+                gateway.admit_request(client, action, path, size, now)
+            })
+            .await??;
+        Ok(admitted)
+    }
+
+    async fn pass_on(
+        &self,
+        mut request: Request<Incoming>,
+        route: &Route,
+        (limit, bytes_max): (&'static str, u64),
+        held: Held,
+        facts: &mut Facts,
+        began: Instant,
+    ) -> Result<Response<Body>, Refused> {
+        let request_id = headers::request_id(request.headers()).unwrap_or_else(|| self.shared.next_request_id());
+        facts.request_id = Some(request_id.clone());
+        let Some(exchange) = &self.exchange else { return Err(Refused::Upstream(UpstreamFault::Unavailable)) };
+        let wanted = wanted_upgrade(&request);
+        let upgrade = wanted.is_some().then(|| hyper::upgrade::on(&mut request));
+        let verdict = Arc::new(Verdict::default());
+        let (mut parts, body) = request.into_parts();
+        self.address(&mut parts, route, wanted, facts.device.as_deref(), &request_id);
+        let body = if body.is_end_stream() {
+            ProxyBody::new(Empty::new().map_err(|never| match never {}))
+        } else {
+            let patience = millis(self.limits.body_timeout_ms);
+            ProxyBody::new(Upload::new(body, bytes_max, patience, verdict.clone()))
+        };
+        let deadline = began + route.timeout;
+        let asked = exchange.exchange(&route.to, self.key(), Request::from_parts(parts, body), deadline);
+        let answered = tokio::time::timeout_at((deadline + LATE).into(), asked).await;
+        facts.upstream = Some(began.elapsed());
+        let response = match answered.unwrap_or(Err(UpstreamFault::Timeout)) {
+            Ok(response) => response,
+            Err(fault) => {
+                return Err(verdict.refused(limit, bytes_max).unwrap_or(Refused::Upstream(fault)));
+            }
+        };
+        facts.endpoint = response.extensions().get::<ServedBy>().map(|served_by| served_by.0.clone());
+        self.bring_back(response, route, upgrade, held, &request_id)
+    }
+
+    /// Makes the client's head into the one for the upstream.
+    fn address(
+        &self,
+        parts: &mut Parts,
+        route: &Route,
+        upgrade: Option<HeaderValue>,
+        device: Option<&Device>,
+        request_id: &HeaderValue,
+    ) {
+        let host = headers::host(&parts.uri, &parts.headers).map(str::to_owned);
+        let passing = Passing {
+            peer: self.conn.peer.ip().to_canonical(),
+            is_tls: self.conn.tls.is_some(),
+            host: host.as_deref(),
+            preserve_host: route.preserve_host,
+            is_proxy: self.conn.listener.believes(self.conn.peer.ip()),
+            via: &self.shared.via,
+            device: device.map(|device| (device.id.as_str(), &*device.role)),
+            hide_authorization: route.auth == RouteAuth::Device,
+            request_id,
+            upgrade,
+            version: parts.version,
+        };
+        headers::towards_upstream(&mut parts.headers, &passing);
+        if parts.uri.authority().is_some() {
+            // Absolute-form and HTTP/2 name the host in the target; the upstream gets origin-form.
+            let target = parts.uri.path_and_query().cloned();
+            parts.uri = target.map_or_else(|| Uri::from_static("/"), Uri::from);
+        }
+        parts.version = Version::HTTP_11;
+        // What our server has put there is not the upstream's.
+        parts.extensions.clear();
+    }
+
+    fn bring_back(
+        &self,
+        response: Response<ProxyBody>,
+        route: &Route,
+        upgrade: Option<OnUpgrade>,
+        held: Held,
+        request_id: &HeaderValue,
+    ) -> Result<Response<Body>, Refused> {
+        let (mut parts, body) = response.into_parts();
+        let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        headers::towards_client(&mut parts.headers, &self.shared.via, parts.version, switched, request_id);
+        if switched {
+            let theirs = parts.extensions.remove::<OnUpgrade>();
+            let (Some(client), Some(upstream)) = (upgrade, theirs) else {
+                tracing::warn!(upstream = &*route.to, "upstream switched protocols unasked");
+                return Err(Refused::Upstream(UpstreamFault::Unreachable));
+            };
+            self.upgrade.tunnel(Tunnel { client, upstream, idle: route.idle_timeout, held });
+            let mut response = Response::new(Body::Empty);
+            *response.status_mut() = parts.status;
+            *response.headers_mut() = parts.headers;
+            return Ok(response);
+        }
+        let mut response = Response::new(Body::Download(Box::new(Download::new(body, route.idle_timeout, held))));
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers;
+        Ok(response)
+    }
+
+    /// Steers balancing by hash: one client, one endpoint.
+    fn key(&self) -> u64 {
+        use std::hash::{Hash, Hasher};
+        let mut hasher = std::hash::DefaultHasher::new();
+        self.conn.peer.ip().hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Who asks, where somebody has to.
+    pub fn caller(&self, headers: &HeaderMap) -> Result<Option<Arc<Device>>, Refused> {
+        let device = identify::identify(&self.gateway, &self.conn, headers).map_err(|reject| self.stranger(reject))?;
+        if device.is_none() {
+            self.gateway.anonymous_role().map_err(|reject| self.stranger(reject))?;
+        }
+        Ok(device)
+    }
+}
+
+/// The protocol a client wants to change to (RFC 9110 section 7.8).
+fn wanted_upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
+    let asks = request.version() == Version::HTTP_11 && upgrade::has_token(request.headers(), &CONNECTION, "upgrade");
+    if !asks {
+        return None;
+    }
+    // HTTP/2 is offered by its preface, not by an upgrade of somebody else's connection.
+    request.headers().get(UPGRADE).filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned()
+}
+
+const BODY_LIMIT: &str = "body_bytes_max";
+/// By how much the upstream's side may be late with its own timeout, which it counts.
+const LATE: Duration = Duration::from_millis(100);
