@@ -1,7 +1,7 @@
 //! Logs and metrics: every metric's name in one place, and the only door to the exporter.
 //!
 //! Names are `tidegate_<noun>_<unit>[_total]`; labels come from small closed sets. Handles are looked up once (a name look-up per
-//! message would cost more than the message), so [`install`] has to run before [`meters`] is first used; without it, as in
+//! message would cost more than the message), so [`install_metrics`] has to run before [`meters`] is first used; without it, as in
 //! unit tests, every handle counts into nothing.
 
 pub mod access_log;

@@ -25,7 +25,7 @@ enum PolicyCommand {
     Explain(Explain),
     /// Ask a table of questions and compare with the answers expected.
     Test {
-        /// A file of [[case]] tables, such as the policy-cases.toml that `tidegate init` writes.
+        /// A file of `[[case]]` tables, such as the policy-cases.toml that `tidegate init` writes.
         file: PathBuf,
     },
 }

@@ -33,7 +33,7 @@ enum SpoolCommand {
     },
     /// Throw away everything that waits in one queue. The loss ledger keeps the count.
     Drop {
-        /// The queue: the name of its [[forward]].
+        /// The queue: the name of its `[[forward]]`.
         sink: String,
         /// Do it; without this the command only says what would go.
         #[arg(long)]

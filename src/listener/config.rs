@@ -14,7 +14,7 @@ use crate::tls::KeyPair;
 pub struct Config {
     /// What logs and policies call this listener; unique.
     pub name: String,
-    /// Address and port to listen on. "0.0.0.0" is every IPv4 address and "[::]" every IPv6 address of the machine, each by itself; port 0 takes a free one.
+    /// Address and port to listen on. `0.0.0.0` is every IPv4 address and `[::]` every IPv6 address of the machine, each by itself; port 0 takes a free one.
     #[schemars(extend("format" = "socket-address"))]
     pub bind: SocketAddr,
     /// Without encryption (tcp, udp) a listener binds to loopback and private addresses only, because plain logins can be relayed and

@@ -262,7 +262,7 @@ fn check_order(seen: &[(Qos, u32)], what: &str) {
 
 fn run(seed: u64) {
     let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-    let version = if seed % 2 == 0 { Version::V311 } else { Version::V5 };
+    let version = if seed.is_multiple_of(2) { Version::V311 } else { Version::V5 };
     let config = Arc::new(Config { receive_maximum: 8, in_flight_max: 8, burst_bytes_max: 40, ..Config::default() });
     let count = 40;
     let mut messages = |offset: u32| -> VecDeque<(Qos, u32)> {

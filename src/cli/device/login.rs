@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     /// The device's private key.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
-    /// http://HOST:PORT[/PREFIX], https://... or coap://HOST[:PORT] [default: this machine's gateway].
+    /// `http://HOST:PORT[/PREFIX]`, `https://...` or `coap://HOST[:PORT]` [default: this machine's gateway].
     #[arg(long)]
     url: Option<String>,
     /// The gateway's id, or its gateway.pub [default: as the key file says, else this machine's gateway].

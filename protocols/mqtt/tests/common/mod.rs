@@ -11,7 +11,10 @@ use tidegate_mqtt::{
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note(pub Arc<(String, Vec<u8>, Vec<(String, String)>)>);
+pub struct Note(pub Arc<Parts>);
+
+/// Topic, payload and user properties.
+type Parts = (String, Vec<u8>, Vec<(String, String)>);
 
 impl Note {
     pub fn new(topic: &str, payload: &[u8]) -> Self {
