@@ -281,7 +281,8 @@ impl Serve for Adapters {
                 }
             }
             Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)).await,
-            Spoken::Mqtt | Spoken::CoapTcp => telemetry::connection_refused(Refusal::ProtocolNotOffered.reason()),
+            Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.gateway.clone(), shutdown)).await,
+            Spoken::Mqtt => telemetry::connection_refused(Refusal::ProtocolNotOffered.reason()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! CoAP (RFC 7252): the device API, the mirror and the challenge flow of the wire contract, over UDP.
+//! CoAP (RFC 7252): the device API, the mirror and the challenge flow of the wire contract, over UDP and TCP.
 //!
 //! ```text
 //! datagrams > engine (tidegate_coap: dedup, retransmission, blocks, observe) > service (who, what, gateway) > engine > datagrams
@@ -16,12 +16,16 @@ mod answer;
 mod call;
 mod contexts;
 mod datagrams;
+mod engine;
 mod links;
 mod observations;
 mod service;
+mod stream;
+mod timer;
 mod udp;
 
 #[cfg(test)]
 mod tests;
 
+pub use stream::serve;
 pub use udp::serve_datagrams;

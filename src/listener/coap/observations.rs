@@ -34,6 +34,10 @@ impl Observations {
         self.last_tag
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.by_tag.is_empty()
+    }
+
     pub fn insert(&mut self, tag: u64, observation: Observation) {
         self.by_tag.insert(tag, observation);
     }

@@ -112,6 +112,11 @@ impl Service {
         self.contexts.is_empty()
     }
 
+    /// Whether anything is observed.
+    pub fn observes(&self) -> bool {
+        !self.observations.is_empty()
+    }
+
     /// Whether sessions have been ordered to end: then [`Service::sweep`].
     pub fn has_orders(&self) -> bool {
         self.contexts.orders().any()

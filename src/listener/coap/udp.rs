@@ -4,20 +4,20 @@
 //! spawned, queued or copied in between. What other threads have for us (commits, messages for observers, orders to end sessions) waits in the
 //! service's outbox. The only timer is armed for the engine's next deadline and moved only when that comes earlier.
 
-use std::future::{Future, poll_fn};
+use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tidegate_coap::endpoint::Delivery;
-use tidegate_coap::{Batch, Config, Endpoint, Event, Handle, Notification, NotifyError, ObserverId, Received, Request};
+use tidegate_coap::{Batch, Config, Endpoint, Received};
 use tokio::net::UdpSocket;
-use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::datagrams::{self, BATCH_MAX, Datagram};
-use super::service::{Moment, Reply, SWEEP_EVERY, Service};
+use super::engine;
+use super::service::{Moment, SWEEP_EVERY, Service};
+use super::timer::Timer;
 use crate::gateway::{Drained, Gateway, Limits};
 use crate::listener::Listener;
 use crate::message::CloseReason;
@@ -98,7 +98,7 @@ impl Driver {
             match self.wait(&mut timer, Some(stop.as_mut())).await {
                 Woken::Shutdown => break,
                 Woken::Socket => self.receive(),
-                Woken::Outbox => self.take_outbox(Moment::read()),
+                Woken::Outbox => self.take_outbox(),
                 Woken::Time => {}
             }
             self.after(Moment::read());
@@ -112,7 +112,7 @@ impl Driver {
         while self.endpoint.counters().requests_open > 0 && Instant::now() < deadline {
             timer.arm(Some(self.deadline().map_or(deadline, |at| at.min(deadline))));
             match self.wait(timer, None).await {
-                Woken::Outbox => self.take_outbox(Moment::read()),
+                Woken::Outbox => self.take_outbox(),
                 // What arrives now finds the gateway draining and is told so.
                 Woken::Socket => self.receive(),
                 Woken::Time | Woken::Shutdown => {}
@@ -176,26 +176,8 @@ impl Driver {
         }
     }
 
-    /// Completions and messages, then orders.
-    fn take_outbox(&mut self, now: Moment) {
-        for (handle, outcome) in self.drained.completions.drain(..) {
-            let answer = self.service.completed(handle, &outcome);
-            // Gone: the asker was answered otherwise, for want of room.
-            let _ = self.endpoint.respond(now.at, Handle::from_bits(handle), &answer.response());
-        }
-        while let Some(delivery) = self.drained.deliveries.pop_front() {
-            if let Some((observer, notification)) = self.service.deliver(&delivery) {
-                notify(&mut self.endpoint, &mut self.service, now, observer, notification);
-            }
-        }
-        // The box is ours, no session's: nobody closes it.
-        self.drained.close = None;
-        for observer in self.service.missed() {
-            self.refresh(observer, now);
-        }
-        if self.service.has_orders() {
-            self.service.sweep(now);
-        }
+    fn take_outbox(&mut self) {
+        engine::take_outbox(&mut self.endpoint, &mut self.service, Moment::read(), &mut self.drained);
     }
 
     /// What follows from all that was taken in: timers, events, and the datagrams that go out.
@@ -209,28 +191,10 @@ impl Driver {
             let malformed = self.endpoint.counters().malformed;
             meters().coap.malformed.increment(malformed - std::mem::replace(&mut self.malformed, malformed));
             // Who found the engine full, and so has no acknowledgement to wait for.
-            for observer in self.service.waiting() {
-                advance(&mut self.endpoint, &mut self.service, now, observer);
-            }
+            engine::advance_all(&mut self.endpoint, &mut self.service, now);
         }
-        for (observer, last) in self.service.ended() {
-            notify(&mut self.endpoint, &mut self.service, now, observer, last);
-        }
-        while let Some(event) = self.endpoint.poll_event() {
-            match event {
-                Event::Delivered { observer, .. } => advance(&mut self.endpoint, &mut self.service, now, observer),
-                Event::Refresh { observer } => self.refresh(observer, now),
-                Event::ObserverGone { observer, .. } => self.service.left(observer),
-            }
-        }
+        engine::follow_events(&mut self.endpoint, &mut self.service, now);
         self.send();
-    }
-
-    /// Sends an observer the value as it is now.
-    fn refresh(&mut self, observer: ObserverId, now: Moment) {
-        if let Some(current) = self.service.current(observer, now.at) {
-            notify(&mut self.endpoint, &mut self.service, now, observer, current);
-        }
     }
 
     fn send(&mut self) {
@@ -263,55 +227,13 @@ fn take(gateway: &Gateway, endpoint: &mut Endpoint, service: &mut Service, now: 
     }
     match endpoint.handle_datagram(now.at, datagram.peer, datagram.bytes) {
         Received::Nothing => {}
-        Received::Request(request) => answer(endpoint, service, now, &request),
+        Received::Request(request) => engine::answer(endpoint, service, now, &request),
         Received::Upload(request) => {
             // Gone cannot be: the request came this moment.
             let _ = match service.admit_upload(now, &request) {
                 Ok(()) => endpoint.accept_upload(now.at, &request),
                 Err(refusal) => endpoint.respond(now.at, request.handle, &refusal.response()),
             };
-        }
-    }
-}
-
-fn answer(endpoint: &mut Endpoint, service: &mut Service, now: Moment, request: &Request<'_>) {
-    // Gone cannot be: the request came this moment.
-    match service.handle(now, request) {
-        Reply::Now(answer) => {
-            let _ = endpoint.respond(now.at, request.handle, &answer.response());
-        }
-        Reply::Validated(answer) => {
-            endpoint.validate(now.at, request.peer);
-            let _ = endpoint.respond(now.at, request.handle, &answer.response());
-        }
-        Reply::Later => {}
-        Reply::Observe { answer, tag } => {
-            let observer = endpoint.observe(now.at, request.handle, &answer.response()).unwrap_or(None);
-            service.registered(tag, observer);
-            if let Some(observer) = observer {
-                advance(endpoint, service, now, observer);
-            }
-        }
-    }
-}
-
-fn notify(endpoint: &mut Endpoint, service: &mut Service, now: Moment, to: ObserverId, notification: Notification) {
-    match notification.delivery {
-        Delivery::Each { .. } => {
-            service.wait(to, notification);
-            advance(endpoint, service, now, to);
-        }
-        // Gone: its event is on the way. Full is for values that must arrive.
-        Delivery::Latest => _ = endpoint.notify(now.at, to, notification),
-    }
-}
-
-/// Hands over what waits for an observer, as far as the engine has room.
-fn advance(endpoint: &mut Endpoint, service: &mut Service, now: Moment, to: ObserverId) {
-    while let Some(notification) = service.next(to) {
-        match endpoint.notify(now.at, to, notification) {
-            Ok(()) => service.sent(to),
-            Err(NotifyError::Full | NotifyError::Gone) => return,
         }
     }
 }
@@ -334,37 +256,6 @@ fn engine_config(limits: &Limits) -> Config {
         blockwise_lifetime: Duration::from_millis(limits.blockwise_timeout_ms.into()),
         peers_max: limits.coap_sessions_max as usize,
         ..Config::default()
-    }
-}
-
-/// A timer that is moved only to come earlier: a deadline that moves away costs nothing, and the early wake-up finds nothing to do.
-struct Timer {
-    sleep: Pin<Box<Sleep>>,
-    armed: Option<Instant>,
-}
-
-impl Timer {
-    fn new() -> Self {
-        Timer { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), armed: None }
-    }
-
-    fn arm(&mut self, at: Option<Instant>) {
-        let Some(at) = at else { return };
-        if self.armed.is_none_or(|armed| at < armed) {
-            self.sleep.as_mut().reset(at.into());
-            self.armed = Some(at);
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.armed.is_none() {
-            return Poll::Pending;
-        }
-        let over = self.sleep.as_mut().poll(cx);
-        if over.is_ready() {
-            self.armed = None;
-        }
-        over
     }
 }
 

@@ -1,0 +1,153 @@
+//! What the two engines (a UDP socket's endpoint, a TCP connection) have in common, and the dealings of either with the service.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tidegate_coap::endpoint::Delivery;
+use tidegate_coap::tcp::Connection;
+use tidegate_coap::{Endpoint, Event, Handle, Notification, NotifyError, ObserverId, Request, Response};
+
+use super::service::{Moment, Reply, Service};
+use crate::gateway::Drained;
+
+/// One side of the sans-IO engine. That a request is gone when its answer comes means that it was answered otherwise, for want of room.
+pub trait Engine {
+    fn respond(&mut self, now: Instant, handle: Handle, response: &Response<'_>);
+    fn observe(&mut self, now: Instant, handle: Handle, response: &Response<'_>) -> Option<ObserverId>;
+    fn notify(&mut self, now: Instant, to: ObserverId, notification: Notification) -> Result<(), NotifyError>;
+    fn poll_event(&mut self) -> Option<Event>;
+    /// The peer receives what is sent to its address.
+    fn validate(&mut self, now: Instant, peer: SocketAddr);
+}
+
+impl Engine for Endpoint {
+    fn respond(&mut self, now: Instant, handle: Handle, response: &Response<'_>) {
+        let _ = Endpoint::respond(self, now, handle, response);
+    }
+
+    fn observe(&mut self, now: Instant, handle: Handle, response: &Response<'_>) -> Option<ObserverId> {
+        Endpoint::observe(self, now, handle, response).unwrap_or(None)
+    }
+
+    fn notify(&mut self, now: Instant, to: ObserverId, notification: Notification) -> Result<(), NotifyError> {
+        Endpoint::notify(self, now, to, notification)
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        Endpoint::poll_event(self)
+    }
+
+    fn validate(&mut self, now: Instant, peer: SocketAddr) {
+        Endpoint::validate(self, now, peer);
+    }
+}
+
+impl Engine for Connection {
+    fn respond(&mut self, _: Instant, handle: Handle, response: &Response<'_>) {
+        let _ = Connection::respond(self, handle, response);
+    }
+
+    fn observe(&mut self, _: Instant, handle: Handle, response: &Response<'_>) -> Option<ObserverId> {
+        Connection::observe(self, handle, response).unwrap_or(None)
+    }
+
+    fn notify(&mut self, _: Instant, to: ObserverId, notification: Notification) -> Result<(), NotifyError> {
+        Connection::notify(self, to, &notification)
+    }
+
+    fn poll_event(&mut self) -> Option<Event> {
+        Connection::poll_event(self)
+    }
+
+    /// TCP's handshake has shown it.
+    fn validate(&mut self, _: Instant, _: SocketAddr) {}
+}
+
+/// Answers a request, now or when its outcome is known.
+pub fn answer<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, request: &Request<'_>) {
+    match service.handle(now, request) {
+        Reply::Now(answer) => engine.respond(now.at, request.handle, &answer.response()),
+        Reply::Validated(answer) => {
+            engine.validate(now.at, request.peer);
+            engine.respond(now.at, request.handle, &answer.response());
+        }
+        Reply::Later => {}
+        Reply::Observe { answer, tag } => {
+            let observer = engine.observe(now.at, request.handle, &answer.response());
+            service.registered(tag, observer);
+            if let Some(observer) = observer {
+                advance(engine, service, now, observer);
+            }
+        }
+    }
+}
+
+/// What other threads had for us: outcomes, messages for observers, orders to end sessions.
+pub fn take_outbox<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, drained: &mut Drained) {
+    for (handle, outcome) in drained.completions.drain(..) {
+        let answer = service.completed(handle, &outcome);
+        engine.respond(now.at, Handle::from_bits(handle), &answer.response());
+    }
+    while let Some(delivery) = drained.deliveries.pop_front() {
+        if let Some((observer, notification)) = service.deliver(&delivery) {
+            notify(engine, service, now, observer, notification);
+        }
+    }
+    // The box is ours, no session's: nobody closes it.
+    drained.close = None;
+    for observer in service.missed() {
+        refresh(engine, service, now, observer);
+    }
+    if service.has_orders() {
+        service.sweep(now);
+    }
+}
+
+/// What has happened in the engine, and who has to be told that his observation is over.
+pub fn follow_events<E: Engine>(engine: &mut E, service: &mut Service, now: Moment) {
+    for (observer, last) in service.ended() {
+        notify(engine, service, now, observer, last);
+    }
+    while let Some(event) = engine.poll_event() {
+        match event {
+            Event::Delivered { observer, .. } => advance(engine, service, now, observer),
+            Event::Refresh { observer } => refresh(engine, service, now, observer),
+            Event::ObserverGone { observer, .. } => service.left(observer),
+        }
+    }
+}
+
+/// Hands over what found the engine full.
+pub fn advance_all<E: Engine>(engine: &mut E, service: &mut Service, now: Moment) {
+    for observer in service.waiting() {
+        advance(engine, service, now, observer);
+    }
+}
+
+fn notify<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, to: ObserverId, notification: Notification) {
+    match notification.delivery {
+        Delivery::Each { .. } => {
+            service.wait(to, notification);
+            advance(engine, service, now, to);
+        }
+        // Gone: its event is on the way. Full is for values that must arrive.
+        Delivery::Latest => _ = engine.notify(now.at, to, notification),
+    }
+}
+
+/// Hands over what waits for an observer, as far as the engine has room.
+fn advance<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, to: ObserverId) {
+    while let Some(notification) = service.next(to) {
+        match engine.notify(now.at, to, notification) {
+            Ok(()) => service.sent(to),
+            Err(NotifyError::Full | NotifyError::Gone) => return,
+        }
+    }
+}
+
+/// Sends an observer the value as it is now.
+fn refresh<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, observer: ObserverId) {
+    if let Some(current) = service.current(observer, now.at) {
+        notify(engine, service, now, observer, current);
+    }
+}
