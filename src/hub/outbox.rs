@@ -233,6 +233,27 @@ impl Outbox {
         }
     }
 
+    /// Puts back what was taken and could not be sent, before everything else.
+    pub fn put_back(&self, deliveries: &mut VecDeque<Delivery>) {
+        let mut inner = self.inner.lock();
+        while let Some(delivery) = deliveries.pop_back() {
+            inner.bytes = inner.bytes.saturating_add(delivery.message.cost_bytes());
+            inner.queue.push_front(delivery);
+        }
+        self.depth.store(inner.queue.len(), Ordering::Relaxed);
+    }
+
+    /// Gives back memory that a burst has taken.
+    pub fn shrink(&self) {
+        let mut inner = self.inner.lock();
+        if inner.queue.is_empty() {
+            inner.queue = VecDeque::new();
+        }
+        if inner.completions.is_empty() {
+            inner.completions = Vec::new();
+        }
+    }
+
     /// Since when the reader has been too slow, if it is: the worker closes such a session after its grace.
     pub fn slow_since(&self) -> Option<Instant> {
         self.inner.lock().slow_since
@@ -393,6 +414,23 @@ mod tests {
         assert_eq!(*log.0.lock(), [77]);
         assert_eq!(drained.deliveries.len(), 5);
         assert_eq!(outbox.slow_since(), None);
+    }
+
+    #[test]
+    fn what_is_put_back_comes_out_first_again() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        for n in 0..2 {
+            outbox.push(delivery(n, Qos::AtLeastOnce), Instant::now());
+        }
+        let mut drained = Drained::default();
+        drain(&outbox, &mut drained);
+        outbox.push(delivery(2, Qos::AtLeastOnce), Instant::now());
+        outbox.put_back(&mut drained.deliveries);
+        assert_eq!(outbox.depth(), 3);
+        drain(&outbox, &mut drained);
+        assert_eq!(drained.deliveries.iter().map(|d| d.message.id.seq).collect::<Vec<_>>(), [0, 1, 2]);
+        outbox.shrink();
+        assert_eq!(outbox.depth(), 0);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod config;
 mod deadline;
 mod detect;
 mod http;
+mod mqtt;
 mod permits;
 mod stream;
 
@@ -227,12 +228,14 @@ pub trait Serve: Clone + Send + Sync + 'static {
 pub struct Adapters {
     gateway: Arc<Gateway>,
     http: http::Context,
+    mqtt: Arc<mqtt::Shared>,
 }
 
 impl Adapters {
     pub fn new(gateway: Arc<Gateway>, access_log: Option<Arc<AccessLog>>) -> Self {
         let shared = Arc::new(http::Shared::new(&gateway, access_log));
-        Adapters { http: http::Context { gateway: gateway.clone(), shared, exchange: None }, gateway }
+        let http = http::Context { gateway: gateway.clone(), shared, exchange: None };
+        Adapters { http, mqtt: Arc::new(mqtt::Shared::new()), gateway }
     }
 
     /// The same with a way to the upstreams: each worker has its own.
@@ -282,7 +285,9 @@ impl Serve for Adapters {
             }
             Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)).await,
             Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.gateway.clone(), shutdown)).await,
-            Spoken::Mqtt => telemetry::connection_refused(Refusal::ProtocolNotOffered.reason()),
+            Spoken::Mqtt => {
+                Box::pin(mqtt::serve(io, prefix, conn, self.gateway.clone(), self.mqtt.clone(), shutdown)).await;
+            }
         }
     }
 

@@ -127,8 +127,6 @@ impl<M: Outgoing> Connection<M> {
             }
         };
         if input.len() < frame.packet_bytes {
-            // A large packet is read into one piece without growing step by step.
-            input.reserve(frame.packet_bytes - input.len());
             return false;
         }
         self.last_input = now;
@@ -137,6 +135,17 @@ impl<M: Outgoing> Connection<M> {
             self.fail(error, out);
         }
         true
+    }
+
+    /// How many bytes the packet at the front of `input` lacks, at least 1: what is worth making room for. Its length is the peer's word.
+    pub fn missing(&self, input: &[u8]) -> usize {
+        let frame = Frame::peek(input, self.config.packet_bytes_max);
+        frame.ok().flatten().map_or(1, |frame| frame.packet_bytes.saturating_sub(input.len()).max(1))
+    }
+
+    /// The application has not read for a while: the silence until `now` is not the peer's and does not count against its keep-alive.
+    pub fn excuse_silence(&mut self, now: Instant) {
+        self.last_input = now;
     }
 
     /// The peer closed its side, or the transport failed.

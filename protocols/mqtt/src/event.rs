@@ -216,6 +216,13 @@ impl PublishEvent {
         Properties::checked_before(self.slice(self.properties_at, self.payload_at))
     }
 
+    /// The same message, holding nothing but its own bytes: to be kept for a while.
+    #[must_use]
+    pub fn detached(mut self) -> Self {
+        self.packet = Bytes::copy_from_slice(&self.packet);
+        self
+    }
+
     #[inline]
     fn slice(&self, from: u32, to: u32) -> &[u8] {
         self.packet.get(from as usize..to as usize).unwrap_or_default()

@@ -1,5 +1,5 @@
 //! What the connection tests share: a message type, and packets from the client as bytes.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used, clippy::type_complexity, dead_code)]
 
 use std::sync::Arc;
 use std::time::Instant;
