@@ -6,5 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod forwarded;
+pub mod framing;
 pub mod hop_by_hop;
 pub mod traceparent;

@@ -39,6 +39,7 @@ pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
     for name in OURS {
         headers.remove(name);
     }
+    drop_lookalikes(headers);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
@@ -114,6 +115,15 @@ pub fn host<'a>(uri: &'a uri::Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     authority.or_else(|| headers.get(HOST)?.to_str().ok())
 }
 
+/// Whether everybody finds the same host: `Host` is one (RFC 9112 section 3.2), and over HTTP/2 it says what `:authority` says (RFC 9113 section 8.3.1).
+pub fn is_host_unambiguous(version: Version, uri: &uri::Uri, headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST) else { return true };
+    let of_authority = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b);
+    let is_authority = host.as_bytes().iter().all(of_authority);
+    // In HTTP/1.1 the target wins whatever Host says (section 3.2.2), and what is passed on is made from it.
+    is_authority && (version != Version::HTTP_2 || uri.authority().is_none_or(|authority| host == authority.as_str()))
+}
+
 fn strip(headers: &mut HeaderMap) {
     // Most requests name nothing, and nothing is allocated for them.
     if headers.contains_key(CONNECTION) {
@@ -128,6 +138,18 @@ fn strip(headers: &mut HeaderMap) {
         }
     }
     for name in hop_by_hop::NAMES {
+        headers.remove(name);
+    }
+}
+
+/// Backends that follow CGI read `X_Forwarded_For` as `X-Forwarded-For`: nobody may say in that spelling what only the gateway says.
+fn drop_lookalikes(headers: &mut HeaderMap) {
+    let meant = |name: &HeaderName| name.as_str().replace('_', "-");
+    let is_lookalike = |name: &&HeaderName| {
+        name.as_str().contains('_') && SET_HERE.iter().chain(&OURS).any(|set_here| meant(name) == set_here.as_str())
+    };
+    let lookalikes: Vec<HeaderName> = headers.keys().filter(is_lookalike).cloned().collect();
+    for name in lookalikes {
         headers.remove(name);
     }
 }
@@ -203,6 +225,18 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// What the gateway or the framing of a message says.
+const SET_HERE: [HeaderName; 9] = [
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PORT,
+    X_REAL_IP,
+    X_REQUEST_ID,
+    http::header::CONTENT_LENGTH,
+    http::header::TRANSFER_ENCODING,
+    http::header::AUTHORIZATION,
+];
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 #[cfg(test)]
@@ -301,6 +335,31 @@ mod tests {
         assert_has(&from_proxy, &[("x-forwarded-proto", "https"), ("x-forwarded-host", "inner")]);
         assert!(from_proxy["forwarded"].to_str().unwrap().starts_with("for=10.0.0.1, for=192.0.2.1;"));
         assert!(!from_proxy.contains_key("tidegate-device"));
+    }
+
+    #[test]
+    fn an_underscore_is_no_way_round() {
+        let mut h =
+            headers(&[("tidegate_device", "op"), ("x_forwarded-for", "1"), ("content_length", "5"), ("api_key", "k")]);
+        let id = HeaderValue::from_static("r1");
+        towards_upstream(&mut h, &passing(&id));
+        let left: Vec<&str> = h.keys().map(HeaderName::as_str).filter(|name| name.contains('_')).collect();
+        assert_eq!(left, ["api_key"]);
+    }
+
+    #[test]
+    fn a_host_has_one_reading() {
+        let origin: uri::Uri = "/x".parse().unwrap();
+        let absolute: uri::Uri = "https://a.example/x".parse().unwrap();
+        for good in ["a.example:80", "[::1]:80", ""] {
+            assert!(is_host_unambiguous(Version::HTTP_2, &origin, &headers(&[("host", good)])), "{good}");
+        }
+        for bad in ["a b", "a/b", "user@a", "a\\b", "a?b", "a#b"] {
+            assert!(!is_host_unambiguous(Version::HTTP_2, &origin, &headers(&[("host", bad)])), "{bad}");
+        }
+        assert!(is_host_unambiguous(Version::HTTP_2, &absolute, &headers(&[("host", "a.example")])));
+        assert!(!is_host_unambiguous(Version::HTTP_2, &absolute, &headers(&[("host", "b.example")])));
+        assert!(is_host_unambiguous(Version::HTTP_2, &absolute, &HeaderMap::new()));
     }
 
     #[test]

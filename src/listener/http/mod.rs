@@ -20,6 +20,7 @@ mod problem;
 mod relay;
 mod seats;
 mod stream;
+mod strict;
 mod upgrade;
 
 #[cfg(test)]
@@ -52,6 +53,7 @@ use body::Body;
 use call::{Call, Prefix};
 use problem::Refused;
 use seats::Seats;
+use strict::Strict;
 use upgrade::Upgrade;
 
 pub use upgrade::Upgraded;
@@ -156,7 +158,7 @@ where
         .max_headers(limits.headers_max as usize)
         .max_header_size(header_bytes_max)
         .max_buf_size(header_bytes_max.max(HTTP1_BUFFER_BYTES_MIN));
-    let io = connection.bounded(io, prefix, head);
+    let io = TokioIo::new(Strict::new(connection.bounded(io, prefix, head), connection.upgrade.switched()));
     let service = connection.clone();
     let service = service_fn(move |request| {
         let connection = service.clone();
@@ -195,7 +197,7 @@ pub async fn serve_http2<IO>(
         // Rapid reset (CVE-2023-44487) and its kin end the connection at these counts.
         .max_pending_accept_reset_streams(HTTP2_RESETS_MAX)
         .max_local_error_reset_streams(HTTP2_RESETS_MAX);
-    let io = connection.bounded(io, prefix, None);
+    let io = TokioIo::new(connection.bounded(io, prefix, None));
     let service = connection.clone();
     let service = service_fn(move |request| {
         let connection = service.clone();
@@ -239,10 +241,10 @@ impl Connection {
         })
     }
 
-    fn bounded<IO>(&self, io: IO, prefix: BytesMut, head: Option<Duration>) -> TokioIo<Deadlined<Prefixed<IO>>> {
+    fn bounded<IO>(&self, io: IO, prefix: BytesMut, head: Option<Duration>) -> Deadlined<Prefixed<IO>> {
         let deadlines =
             Deadlines { idle: self.limits.idle_timeout.0, head, write: millis(self.limits.write_timeout_ms) };
-        TokioIo::new(Deadlined::new(Prefixed::new(prefix, io), deadlines, self.activity.clone()))
+        Deadlined::new(Prefixed::new(prefix, io), deadlines, self.activity.clone())
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
@@ -266,6 +268,9 @@ impl Connection {
         // RFC 9112 section 3.2: none, or more than one, is answered 400.
         if request.version() == Version::HTTP_11 && request.headers().get_all(HOST).iter().count() != 1 {
             return Err(Reject::Malformed { what: "one Host header is required" }.into());
+        }
+        if !headers::is_host_unambiguous(request.version(), request.uri(), request.headers()) {
+            return Err(Reject::Malformed { what: "a host that programs read differently" }.into());
         }
         let listener = &self.conn.listener;
         if listener.speaks(ProtocolName::Websocket) && upgrade::is_for_mqtt(&request) {

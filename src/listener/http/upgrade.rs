@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use portable_atomic::{AtomicU64, Ordering};
+use portable_atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -32,6 +32,7 @@ pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 #[derive(Default)]
 pub struct Upgrade {
     pending: Mutex<Option<Pending>>,
+    switched: Arc<AtomicBool>,
 }
 
 enum Pending {
@@ -75,13 +76,23 @@ impl Upgrade {
         answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
         answer.insert(SEC_WEBSOCKET_ACCEPT, HeaderValue::try_from(accept).ok()?);
-        *self.pending.lock() = Some(Pending::Mqtt(hyper::upgrade::on(&mut request)));
+        self.switch(Pending::Mqtt(hyper::upgrade::on(&mut request)));
         Some(response)
     }
 
     /// Joins the client's stream to an upstream's, after the answer that is being given.
     pub fn tunnel(&self, tunnel: Tunnel) {
-        *self.pending.lock() = Some(Pending::Tunnel(tunnel));
+        self.switch(Pending::Tunnel(tunnel));
+    }
+
+    /// True from the answer on that says so: what comes then is not HTTP.
+    pub fn switched(&self) -> Arc<AtomicBool> {
+        self.switched.clone()
+    }
+
+    fn switch(&self, to: Pending) {
+        *self.pending.lock() = Some(to);
+        self.switched.store(true, Ordering::Relaxed);
     }
 
     /// To be called after the HTTP connection has ended. Gives back the stream that is MQTT's, if there was a handshake and its answer went

@@ -19,9 +19,9 @@ type Acting = Pin<Box<dyn Future<Output = Answer> + Send>>;
 type Act = dyn Fn(Request<ProxyBody>) -> Acting + Send + Sync;
 
 /// An upstream that does as it is told and notes what it is asked.
-struct Pretend {
+pub struct Pretend {
     act: Box<Act>,
-    asked: Mutex<Vec<http::request::Parts>>,
+    pub asked: Mutex<Vec<http::request::Parts>>,
     to: Mutex<Vec<String>>,
 }
 
@@ -49,7 +49,7 @@ impl Pretend {
     }
 
     /// Answers with what it is sent.
-    fn echo() -> Arc<Self> {
+    pub fn echo() -> Arc<Self> {
         Pretend::new(|request| async move {
             let body = request.into_body().collect().await.map_err(|_| UpstreamFault::RequestBody)?;
             let mut response = Response::new(whole(body.to_bytes()));
@@ -69,7 +69,7 @@ impl Pretend {
         self.asked.lock().unwrap().last().unwrap().clone()
     }
 
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.asked.lock().unwrap().len()
     }
 }
@@ -103,7 +103,7 @@ fn routes() -> Value {
     ])
 }
 
-fn fixture(upstream: &Arc<Pretend>) -> Fixture {
+pub fn fixture(upstream: &Arc<Pretend>) -> Fixture {
     Fixture::routed(|_| {}, &[], routes(), Some(upstream.clone()))
 }
 

@@ -1,0 +1,92 @@
+//! Stops what two programs could read differently before hyper, which is laxer here and there, has read it.
+//!
+//! hyper sees the harmless bytes and then a NUL, which no part of a head may have, and the end of a head: it answers 400 and closes. In a body, where a
+//! NUL may stand, the stream ends: the request is answered 400 as one whose body broke off.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use portable_atomic::{AtomicBool, Ordering};
+use tidegate_http::framing::Framing;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::telemetry::meters;
+
+/// An HTTP/1 connection's stream.
+#[derive(Debug)]
+pub struct Strict<IO> {
+    io: IO,
+    framing: Framing,
+    /// Set when the stream has ceased to be HTTP's.
+    switched: Arc<AtomicBool>,
+    /// What is still to be read instead of what came; then the stream ends.
+    stopped: Option<&'static [u8]>,
+}
+
+impl<IO> Strict<IO> {
+    pub fn new(io: IO, switched: Arc<AtomicBool>) -> Self {
+        Strict { io, framing: Framing::default(), switched, stopped: None }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Strict<IO> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(instead) = &mut self.stopped {
+            give(instead, buffer);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+        if self.switched.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let came = buffer.filled().get(before..).unwrap_or_default();
+        if let Err(found) = self.framing.follow(came) {
+            buffer.set_filled(before + found.at);
+            let mut instead: &[u8] = if found.in_body { b"" } else { b"\0\r\n\r\n" };
+            if found.in_body {
+                // hyper counts what it cannot parse, but this it takes for the end.
+                meters().http.malformed.increment(1);
+            }
+            give(&mut instead, buffer);
+            self.stopped = Some(instead);
+            tracing::debug!(what = found.what.as_str(), "ambiguous request refused");
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// As much of `bytes` as there is room for.
+fn give(bytes: &mut &'static [u8], buffer: &mut ReadBuf<'_>) {
+    let (now, later) = bytes.split_at(bytes.len().min(buffer.remaining()));
+    buffer.put_slice(now);
+    *bytes = later;
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Strict<IO> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
