@@ -120,9 +120,8 @@ impl Dial {
         let io = TokioIo::new(stream);
         let open = Open::count(upstream);
         if alpn == Some(Alpn::Http2) {
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
-            let handshake = timeout(self.timeout, builder.handshake(io)).await.map_err(|_| Fault::ConnectTimeout)?;
+            let handshake =
+                timeout(self.timeout, http2_builder().handshake(io)).await.map_err(|_| Fault::ConnectTimeout)?;
             let (sender, connection) = handshake.map_err(Fault::Broken)?;
             tasks.spawn("upstream-connection", async move {
                 let _open = open;
@@ -131,9 +130,7 @@ impl Dial {
             });
             return Ok(Sender::Http2(sender));
         }
-        let mut builder = http1::Builder::new();
-        builder.max_buf_size(HEAD_BYTES_MAX);
-        let (sender, connection) = builder.handshake(io).await.map_err(Fault::Broken)?;
+        let (sender, connection) = http1_builder().handshake(io).await.map_err(Fault::Broken)?;
         tasks.spawn("upstream-connection", async move {
             let _open = open;
             let _ = connection.await;
@@ -143,10 +140,10 @@ impl Dial {
 }
 
 /// Counts one open connection until it is dropped.
-struct Open(metrics::Gauge);
+pub struct Open(metrics::Gauge);
 
 impl Open {
-    fn count(upstream: &str) -> Self {
+    pub fn count(upstream: &str) -> Self {
         let gauge = gauge!(UPSTREAM_CONNECTIONS_OPEN, "upstream" => upstream.to_owned());
         gauge.increment(1.0);
         Open(gauge)
@@ -257,6 +254,20 @@ impl AsyncWrite for Stream {
             Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
+}
+
+/// How HTTP/1.1 is spoken to every upstream.
+pub fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(HEAD_BYTES_MAX);
+    builder
+}
+
+/// How HTTP/2 is spoken to every upstream.
+pub fn http2_builder() -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+    builder
 }
 
 /// The head of an answer, and what is read of its body at once.

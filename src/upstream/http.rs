@@ -249,10 +249,16 @@ impl Drop for Report<'_> {
     }
 }
 
-/// What the configuration adds to each request. The check has found names and values valid.
+/// What is added to each request of the gateway's own. The configuration's check has found names and values valid.
 pub fn extra_headers(config: &Config) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = own_headers(config);
     headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("tidegate/", env!("CARGO_PKG_VERSION"))));
+    headers
+}
+
+/// `headers` of the configuration.
+pub fn own_headers(config: &Config) -> HeaderMap {
+    let mut headers = HeaderMap::new();
     for (name, value) in &config.headers {
         if let (Ok(name), Ok(mut value)) = (http::HeaderName::try_from(name), HeaderValue::try_from(value)) {
             value.set_sensitive(true);

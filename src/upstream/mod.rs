@@ -11,8 +11,11 @@ pub mod event;
 mod forwarder;
 mod health;
 mod http;
+mod link;
 pub mod mqtt;
 mod pace;
+mod pool;
+mod proxy;
 mod random;
 pub mod template;
 
@@ -20,7 +23,7 @@ use std::fmt;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
@@ -37,8 +40,13 @@ use forwarder::{Forwarder, Replays};
 use health::{Health, Watch};
 use http::Client;
 use mqtt::{Broker, Downlink};
+use parking_lot::Mutex;
+use proxy::Lane;
 use random::Random;
 use template::Template;
+
+pub use link::{BoxError, ProxyBody};
+pub use proxy::{Answer, Fault, Proxy};
 
 pub use config::{BatchConfig, BatchFormat, Config, ForwardConfig, HealthConfig, Kind, MqttVersion};
 
@@ -82,11 +90,21 @@ struct Upstream {
     /// How each endpoint is connected to; a check of a broker needs it too.
     dials: Vec<Dial>,
     side: Side,
+    /// What the workers know, each for itself.
+    lanes: Mutex<Vec<Weak<Lane>>>,
 }
 
 enum Side {
-    Http { client: Arc<Client>, replays: Arc<Replays> },
-    Mqtt { endpoints: Arc<[mqtt::Endpoint]>, tls: Option<tls::Client> },
+    Http {
+        client: Arc<Client>,
+        replays: Arc<Replays>,
+        /// TLS without HTTP/2, for connections that are going to change their protocol.
+        upgrade_tls: Option<tls::Client>,
+    },
+    Mqtt {
+        endpoints: Arc<[mqtt::Endpoint]>,
+        tls: Option<tls::Client>,
+    },
 }
 
 impl Upstreams {
@@ -114,6 +132,11 @@ impl Upstreams {
             .collect()
     }
 
+    /// A worker's way to the HTTP upstreams, for the request plane. To be made on its runtime.
+    pub fn proxy(&self, tasks: &Tasks) -> Proxy {
+        Proxy::new(&self.0, tasks)
+    }
+
     fn find(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.0.iter().find(|upstream| upstream.config.name == name)
     }
@@ -138,8 +161,9 @@ impl Upstream {
                 let now = Instant::now();
                 let balancer = Balancer::new(settings(config), &config.endpoints, now);
                 let client = Client::new(shared.clone(), dials.clone(), health.clone(), balancer, now);
-                let side = Side::Http { client: Arc::new(client), replays: Arc::default() };
-                Upstream { config: shared, health, dials, side }
+                let upgrade_tls = encrypted.then(|| client_tls(config, vec![Alpn::Http1])).transpose()?;
+                let side = Side::Http { client: Arc::new(client), replays: Arc::default(), upgrade_tls };
+                Upstream { config: shared, health, dials, side, lanes: Mutex::default() }
             }
             Kind::Mqtt => {
                 let parsed =
@@ -159,41 +183,92 @@ impl Upstream {
                     timeout: connect,
                 });
                 let dials = dials.collect();
-                Upstream { config: shared, health, dials, side: Side::Mqtt { endpoints, tls } }
+                Upstream { config: shared, health, dials, side: Side::Mqtt { endpoints, tls }, lanes: Mutex::default() }
             }
         })
     }
 
-    /// Each endpoint's state, as the deliveries see it.
-    fn states(&self) -> Vec<State> {
-        match &self.side {
-            Side::Http { client, .. } => {
-                client.with_balancer(|balancer| balancer.statuses(Instant::now()).map(|status| status.state).collect())
+    /// How each endpoint is connected to for another protocol; `None` if this is no HTTP upstream.
+    fn upgrade_dials(&self) -> Option<Vec<Dial>> {
+        let Side::Http { upgrade_tls, .. } = &self.side else { return None };
+        let plain = |dial: &Dial| Dial { tls: dial.tls.as_ref().and(upgrade_tls.clone()), ..dial.clone() };
+        Some(self.dials.iter().map(plain).collect())
+    }
+
+    fn note_lane(&self, lane: &Arc<Lane>) {
+        let mut lanes = self.lanes.lock();
+        lanes.retain(|lane| lane.strong_count() > 0);
+        lanes.push(Arc::downgrade(lane));
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.lanes.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Each endpoint as whoever thinks best of it sees it: deliveries and workers judge for themselves.
+    fn views(&self) -> Vec<View> {
+        let mut views: Vec<View> = (0..self.dials.len())
+            .map(|index| View {
+                state: if self.health.is_healthy(index) { State::Available } else { State::Unhealthy },
+                in_flight: 0,
+                requests: 0,
+            })
+            .collect();
+        let Side::Http { client, .. } = &self.side else { return views };
+        let mut seen = 0;
+        let mut look = |balancer: &Balancer| {
+            for (view, status) in views.iter_mut().zip(balancer.statuses(Instant::now())) {
+                if seen == 0 || usable(status.state) && !usable(view.state) {
+                    view.state = status.state;
+                }
+                view.in_flight += u64::from(status.in_flight);
+                view.requests += status.picks;
             }
-            Side::Mqtt { .. } => (0..self.dials.len())
-                .map(|index| if self.health.is_healthy(index) { State::Available } else { State::Unhealthy })
-                .collect(),
-        }
+            seen += 1;
+        };
+        client.with_balancer(&mut look);
+        self.lanes().iter().for_each(|lane| lane.with_balancer(&mut look));
+        views
     }
 
     fn usable(&self) -> usize {
-        let usable = |state: &State| matches!(state, State::Available | State::HalfOpen | State::Busy);
-        self.states().iter().filter(|state| usable(state)).count()
+        self.views().iter().filter(|view| usable(view.state)).count()
     }
 
     fn describe(&self) -> serde_json::Value {
-        let endpoints: Vec<serde_json::Value> = self
-            .dials
-            .iter()
-            .zip(self.states())
-            .map(|(dial, state)| json!({ "url": dial.endpoint.url, "healthy": state != State::Unhealthy, "state": state.as_str() }))
-            .collect();
-        json!({ "name": self.config.name, "kind": self.config.kind.as_str(), "endpoints": endpoints })
+        let endpoint = |(dial, view): (&Dial, View)| {
+            json!({
+                "url": dial.endpoint.url,
+                "healthy": view.state != State::Unhealthy,
+                "state": view.state.as_str(),
+                "in_flight": view.in_flight,
+                "requests": view.requests,
+            })
+        };
+        let endpoints: Vec<serde_json::Value> = self.dials.iter().zip(self.views()).map(endpoint).collect();
+        let connections: u32 = self.lanes().iter().map(|lane| lane.connections()).sum();
+        json!({
+            "name": self.config.name,
+            "kind": self.config.kind.as_str(),
+            "endpoints": endpoints,
+            "worker_connections": connections,
+        })
     }
 
     fn export_health(&self) {
         gauge!(UPSTREAM_HEALTHY, "upstream" => self.config.name.clone()).set(self.health.healthy_count() as f64);
     }
+}
+
+/// An endpoint for people.
+struct View {
+    state: State,
+    in_flight: u64,
+    requests: u64,
+}
+
+fn usable(state: State) -> bool {
+    matches!(state, State::Available | State::HalfOpen | State::Busy)
 }
 
 fn settings(config: &Config) -> Settings {
@@ -248,7 +323,7 @@ pub fn spawn(
         let (Some(upstream), Some(sink)) = (upstreams.find(&rule.to), spool.sink(&rule.name)) else { continue };
         let (rule, reader, shutdown) = (rule.clone(), spool.reader(sink), tasks.shutdown_token().clone());
         match &upstream.side {
-            Side::Http { client, replays } => {
+            Side::Http { client, replays, .. } => {
                 let Ok(path) = Template::parse(&rule.path) else { continue };
                 let forwarder = Forwarder {
                     rule,

@@ -2,6 +2,7 @@
 
 mod backend;
 mod forwarding;
+mod proxying;
 mod wire;
 
 use std::sync::Arc;

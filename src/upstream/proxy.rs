@@ -1,0 +1,756 @@
+//! The request plane's way to the upstreams, one for each worker: pick an endpoint, send, stream the answer back.
+//!
+//! Promises: nothing is buffered beyond one frame and hyper's own windows; a request waits no longer than its deadline for the answer's head; a request
+//! is sent a second time only when the first cannot have had an effect (nothing was sent, or the method is idempotent and there is no body), to an
+//! endpoint that has not failed it, within the retry budget; an answer that breaks off is an error to whoever reads it, never a shorter answer.
+//!
+//! Cost of a request on a connection in use: one short lock for the balancer, one for the pool, no task, no timer operation, two allocations (the
+//! answer's body and hyper's channel for its head).
+//!
+//! Not here: which requests come here, and what headers they have (`listener`).
+
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{HOST, UPGRADE};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use metrics::{Counter, Histogram, counter, histogram};
+use parking_lot::Mutex;
+
+use super::connect::{Dial, Open, http1_builder, http2_builder};
+use super::health::Health;
+use super::link::{BoxError, Link, ProxyBody, SendFault, Upload, with_read};
+use super::pool::{Lease, Pool, Room, Seat};
+use super::random::Random;
+use super::{Config, Upstream, connect, settings};
+use crate::balance::{Balancer, EndpointIndex, Outcome, RetryBudget};
+use crate::tasks::Tasks;
+use crate::telemetry::{UPSTREAM_REQUEST_SECONDS, UPSTREAM_REQUESTS_TOTAL};
+use crate::tls::Alpn;
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It could not be reached, or broke off before its answer's head was whole.
+    Unreachable,
+    /// No endpoint is healthy, or none has room.
+    Unavailable,
+    /// No answer in time.
+    Timeout,
+    /// The request's own body broke off: the asker's fault.
+    RequestBody,
+}
+
+/// What came back.
+pub struct Answer {
+    pub response: Response<ProxyBody>,
+    /// The URL of the endpoint that gave it.
+    pub endpoint: Arc<str>,
+}
+
+/// Every HTTP upstream as one worker uses it.
+pub struct Proxy {
+    lanes: Vec<Arc<Lane>>,
+    tasks: Tasks,
+}
+
+/// One upstream as one worker uses it.
+pub(super) struct Lane {
+    config: Arc<Config>,
+    dials: Vec<Dial>,
+    /// Like `dials`, without HTTP/2, for connections that are going to change their protocol.
+    upgrade_dials: Vec<Dial>,
+    names: Vec<Arc<str>>,
+    headers: HeaderMap,
+    health: Arc<Health>,
+    state: Mutex<State>,
+    pool: Pool,
+    meters: Meters,
+}
+
+struct State {
+    balancer: Balancer,
+    budget: RetryBudget,
+    random: Random,
+    health: u64,
+    warned: Option<Instant>,
+}
+
+struct Meters {
+    ok: Counter,
+    error: Counter,
+    seconds: Histogram,
+}
+
+/// A connection that a request goes over.
+enum Connection {
+    Http1 { lease: Box<Lease>, reused: bool },
+    Http2(http2::SendRequest<Upload>),
+}
+
+/// What is left of an attempt that failed.
+struct Failed {
+    fault: Fault,
+    why: String,
+    /// The request, if it may be sent again.
+    again: Option<Box<Request<Upload>>>,
+}
+
+impl Proxy {
+    /// To be made on the worker's runtime. Connections close with it.
+    pub(super) fn new(upstreams: &[Arc<Upstream>], tasks: &Tasks) -> Self {
+        let lanes: Vec<Arc<Lane>> = upstreams.iter().filter_map(Lane::new).collect();
+        let swept: Vec<Weak<Lane>> = lanes.iter().map(Arc::downgrade).collect();
+        if !swept.is_empty() {
+            let shutdown = tasks.shutdown_token().clone();
+            tasks.spawn("upstream-sweep", async move {
+                tokio::select! {
+                    () = sweep(swept) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            });
+        }
+        Proxy { lanes, tasks: tasks.clone() }
+    }
+
+    /// Sends `request`, whose headers are those to be sent, to an endpoint of the upstream `to`. Without `Host` the endpoint's own is sent. `key`
+    /// steers hashing algorithms. `deadline` is for the answer's head.
+    ///
+    /// An answer 101 carries hyper's `OnUpgrade` in its extensions.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    ///
+    /// # Cancel safety
+    /// A dropped future abandons the request and its connection.
+    pub async fn exchange(
+        &self,
+        to: &str,
+        key: u64,
+        request: Request<ProxyBody>,
+        deadline: Instant,
+    ) -> Result<Answer, Fault> {
+        let lane = self.lanes.iter().find(|lane| lane.config.name == to).ok_or(Fault::Unavailable)?;
+        lane.exchange(key, request, deadline, &self.tasks).await
+    }
+}
+
+async fn sweep(lanes: Vec<Weak<Lane>>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let now = Instant::now();
+        for lane in &lanes {
+            let Some(lane) = lane.upgrade() else { return };
+            lane.pool.sweep(now);
+        }
+    }
+}
+
+impl Lane {
+    fn new(upstream: &Arc<Upstream>) -> Option<Arc<Self>> {
+        let upgrade_dials = upstream.upgrade_dials()?;
+        let config = upstream.config.clone();
+        let now = Instant::now();
+        let outcome = |outcome: &'static str| counter!(UPSTREAM_REQUESTS_TOTAL, "upstream" => config.name.clone(), "outcome" => outcome);
+        let meters = Meters {
+            ok: outcome("ok"),
+            error: outcome("error"),
+            seconds: histogram!(UPSTREAM_REQUEST_SECONDS, "upstream" => config.name.clone()),
+        };
+        let state = State {
+            balancer: Balancer::new(settings(&config), &config.endpoints, now),
+            budget: RetryBudget::new(&config.retry, now),
+            random: Random::new(),
+            health: 0,
+            warned: None,
+        };
+        let idle = Duration::from_millis(config.idle_timeout_ms.into());
+        let lane = Arc::new(Lane {
+            dials: upstream.dials.clone(),
+            upgrade_dials,
+            names: upstream.dials.iter().map(|dial| dial.endpoint.url.as_str().into()).collect(),
+            headers: super::http::own_headers(&config),
+            health: upstream.health.clone(),
+            pool: Pool::new(upstream.dials.len(), config.connections_max, idle),
+            state: Mutex::new(state),
+            config,
+            meters,
+        });
+        upstream.note_lane(&lane);
+        Some(lane)
+    }
+
+    /// Reads what this worker knows about the endpoints.
+    pub(super) fn with_balancer<T>(&self, read: impl FnOnce(&Balancer) -> T) -> T {
+        let mut state = self.state.lock();
+        self.learn_health(&mut state, Instant::now());
+        read(&state.balancer)
+    }
+
+    /// Connections of this worker.
+    pub(super) fn connections(&self) -> u32 {
+        self.pool.open()
+    }
+
+    async fn exchange(
+        self: &Arc<Self>,
+        key: u64,
+        request: Request<ProxyBody>,
+        deadline: Instant,
+        tasks: &Tasks,
+    ) -> Result<Answer, Fault> {
+        let mut request = request.map(|rest| Upload { first: None, rest });
+        let headers = request.headers_mut();
+        headers.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let upgrade = headers.contains_key(UPGRADE);
+        let own_host = headers.contains_key(HOST);
+        let mut began = Instant::now();
+        let mut tried: Vec<EndpointIndex> = Vec::new();
+        let mut to = self.pick(key, &tried, false, began).ok_or(Fault::Unavailable)?;
+        loop {
+            let dial = self.dials.get(to.0).ok_or(Fault::Unavailable)?;
+            if !own_host {
+                request.headers_mut().insert(HOST, dial.endpoint.authority.clone());
+            }
+            let mut report = Report::new(self.clone(), to, began, deadline);
+            let until = deadline.min(began + Duration::from_millis(self.config.request_timeout_ms.into()));
+            let sent = match upgrade {
+                true => self.switch(to, request, until, tasks).await,
+                false => self.attempt(to, request, until, tasks).await,
+            };
+            let now = Instant::now();
+            let (result, again) = match sent {
+                Ok((head, copy)) => {
+                    report.head(head.status(), now);
+                    self.meters.seconds.record(now.saturating_duration_since(began).as_secs_f64());
+                    let again = copy.filter(|_| is_gateway_trouble(head.status()));
+                    (Ok(head), again)
+                }
+                Err(Failed { fault, why, again }) => {
+                    if matches!(fault, Fault::Unreachable | Fault::Timeout) {
+                        report.failed(now);
+                        self.warn(dial, &why, now);
+                    }
+                    (Err(fault), again)
+                }
+            };
+            // Told before the next endpoint is chosen, where there is a next one.
+            let mut report = Some(report);
+            if let Some(again) = again
+                && tried.len() + 1 < self.config.retry.attempts_max as usize
+                && now < deadline
+            {
+                report = None;
+                tried.push(to);
+                if let Some(next) = self.pick(key, &tried, true, now) {
+                    (request, to, began) = (*again, next, now);
+                    continue;
+                }
+            }
+            let head = match result {
+                Ok(head) => head,
+                Err(fault) => {
+                    self.meters.error.increment(1);
+                    return Err(fault);
+                }
+            };
+            self.meters.ok.increment(1);
+            let endpoint = self.names.get(to.0).cloned().unwrap_or_else(|| "".into());
+            return Ok(Answer { response: self.stream(head, report).await, endpoint });
+        }
+    }
+
+    fn pick(&self, key: u64, tried: &[EndpointIndex], is_retry: bool, now: Instant) -> Option<EndpointIndex> {
+        let mut state = self.state.lock();
+        self.learn_health(&mut state, now);
+        let random = state.random.next();
+        if !is_retry {
+            state.budget.request();
+        }
+        let picked = state.balancer.pick(Some(key), now, random, tried)?;
+        if is_retry && !state.budget.take_retry(now) {
+            state.balancer.report(picked, Outcome::Cancelled, Duration::ZERO, now);
+            return None;
+        }
+        Some(picked)
+    }
+
+    fn learn_health(&self, state: &mut State, now: Instant) {
+        let version = self.health.version();
+        if state.health != version {
+            state.health = version;
+            for index in 0..self.dials.len() {
+                state.balancer.set_health(EndpointIndex(index), self.health.is_healthy(index), now);
+            }
+        }
+    }
+
+    /// Says what is wrong, now and then: an outage under load would say it thousands of times a second.
+    fn warn(&self, dial: &Dial, why: &str, now: Instant) {
+        let mut state = self.state.lock();
+        if state.warned.is_none_or(|warned| now.saturating_duration_since(warned) >= WARN_EVERY) {
+            state.warned = Some(now);
+            drop(state);
+            tracing::warn!(
+                upstream = self.config.name,
+                endpoint = dial.endpoint.url,
+                error = why,
+                "upstream request failed"
+            );
+        }
+    }
+
+    /// Sends over pooled connections until one that lives has been found. With the answer comes the request, if it may be sent elsewhere too.
+    async fn attempt(
+        &self,
+        to: EndpointIndex,
+        mut request: Request<Upload>,
+        until: Instant,
+        tasks: &Tasks,
+    ) -> Result<(Head, Option<Box<Request<Upload>>>), Failed> {
+        loop {
+            let connection = match self.connection(to, until, tasks).await {
+                Ok(connection) => connection,
+                Err((fault, why)) => return Err(Failed { fault, why, again: Some(Box::new(request)) }),
+            };
+            if let Err(error) = peek(request.body_mut()).await {
+                if let Connection::Http1 { lease, .. } = connection {
+                    self.pool.put(to.0, lease, Instant::now());
+                }
+                return Err(Failed { fault: Fault::RequestBody, why: error.to_string(), again: None });
+            }
+            let copy = self.copy(&request);
+            match connection {
+                Connection::Http1 { mut lease, reused } => match lease.link.send(request, until).await {
+                    Ok(response) => return Ok((Head::Http1 { response, lease, endpoint: to.0 }, copy)),
+                    Err(SendFault::Unsent(unsent)) if reused => request = *unsent,
+                    Err(SendFault::Unsent(unsent)) => {
+                        let why = "the connection closed at once".to_owned();
+                        return Err(Failed { fault: Fault::Unreachable, why, again: Some(unsent) });
+                    }
+                    Err(SendFault::Broken(error)) => return Err(Failed::broken(&error, copy)),
+                    Err(SendFault::Timeout) => return Err(Failed::timeout(copy)),
+                },
+                Connection::Http2(mut sender) => {
+                    let dial = self.dials.get(to.0).ok_or_else(|| Failed::timeout(None))?;
+                    let sending = sender.try_send_request(for_http2(request, dial));
+                    return match tokio::time::timeout_at(until.into(), sending).await {
+                        Ok(Ok(response)) => Ok((Head::Http2(response), copy)),
+                        Ok(Err(mut error)) => match error.take_message() {
+                            Some(unsent) => {
+                                let why = error.error().to_string();
+                                Err(Failed { fault: Fault::Unreachable, why, again: Some(Box::new(unsent)) })
+                            }
+                            None => Err(Failed::broken(error.error(), copy)),
+                        },
+                        Err(_) => Err(Failed::timeout(copy)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// The same request once more, where sending it twice does no harm (RFC 9110 section 9.2.2) and costs no body.
+    fn copy(&self, request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+        let idempotent = matches!(
+            *request.method(),
+            Method::GET | Method::HEAD | Method::PUT | Method::DELETE | Method::OPTIONS | Method::TRACE
+        );
+        if !idempotent || !request.body().is_end_stream() || self.dials.len() < 2 || self.config.retry.attempts_max < 2
+        {
+            return None;
+        }
+        let mut copy = Request::new(Upload { first: None, rest: empty() });
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        Some(Box::new(copy))
+    }
+
+    async fn connection(
+        &self,
+        to: EndpointIndex,
+        until: Instant,
+        tasks: &Tasks,
+    ) -> Result<Connection, (Fault, String)> {
+        if let Some(sender) = self.pool.http2(to.0) {
+            return Ok(Connection::Http2(sender));
+        }
+        if let Some(lease) = self.pool.take_idle(to.0, Instant::now()) {
+            return Ok(Connection::Http1 { lease, reused: true });
+        }
+        let full = |_| (Fault::Unavailable, "connections_max is reached".to_owned());
+        let seat = match self.pool.seat(to.0, until).await.map_err(full)? {
+            Room::Idle(lease) => return Ok(Connection::Http1 { lease, reused: true }),
+            Room::Seat(seat) => seat,
+        };
+        let dial = self.dials.get(to.0).ok_or((Fault::Unavailable, String::new()))?;
+        let opening = self.open(to, dial, seat, tasks);
+        match tokio::time::timeout_at(until.into(), opening).await {
+            Ok(opened) => opened.map_err(|error| (Fault::Unreachable, error.to_string())),
+            Err(_) => Err((Fault::Timeout, connect::Fault::ConnectTimeout.to_string())),
+        }
+    }
+
+    async fn open(
+        &self,
+        to: EndpointIndex,
+        dial: &Dial,
+        seat: Seat,
+        tasks: &Tasks,
+    ) -> Result<Connection, connect::Fault> {
+        let (stream, alpn) = dial.stream().await?;
+        let io = TokioIo::new(stream);
+        let open = Open::count(&self.config.name);
+        if alpn == Some(Alpn::Http2) {
+            let (sender, connection) = http2_builder().handshake(io).await.map_err(connect::Fault::Broken)?;
+            tasks.spawn("upstream-connection", async move {
+                let _held = (open, seat);
+                // Whoever waits for an answer is told why there is none.
+                let _ = connection.await;
+            });
+            return Ok(Connection::Http2(self.pool.keep_http2(to.0, sender)));
+        }
+        let (sender, connection) = http1_builder().handshake(io).await.map_err(connect::Fault::Broken)?;
+        Ok(Connection::Http1 { lease: seat.lease(Link::new(sender, connection, open)), reused: false })
+    }
+
+    /// Sends a request that asks for another protocol, over a connection of its own which a task drives: afterwards the connection is the asker's.
+    async fn switch(
+        &self,
+        to: EndpointIndex,
+        request: Request<Upload>,
+        until: Instant,
+        tasks: &Tasks,
+    ) -> Result<(Head, Option<Box<Request<Upload>>>), Failed> {
+        let Some(dial) = self.upgrade_dials.get(to.0) else { return Err(Failed::timeout(None)) };
+        let opened = async {
+            let seat = match self.pool.seat(to.0, until).await {
+                Ok(Room::Seat(seat)) => Some(seat),
+                // What was idle makes room by being closed.
+                Ok(Room::Idle(lease)) => {
+                    drop(lease);
+                    self.pool.seat(to.0, until).await.ok().and_then(Room::into_seat)
+                }
+                Err(_) => None,
+            };
+            let Some(seat) = seat else { return Ok(None) };
+            let (stream, _) = dial.stream().await?;
+            let open = Open::count(&self.config.name);
+            let (sender, connection) =
+                http1_builder().handshake(TokioIo::new(stream)).await.map_err(connect::Fault::Broken)?;
+            tasks.spawn("upstream-connection", async move {
+                let _held = (open, seat);
+                let _ = connection.with_upgrades().await;
+            });
+            Ok(Some(sender))
+        };
+        let opened: Result<_, connect::Fault> = match tokio::time::timeout_at(until.into(), opened).await {
+            Ok(opened) => opened,
+            Err(_) => Err(connect::Fault::ConnectTimeout),
+        };
+        let again = Some(Box::new(request));
+        let mut sender = match opened {
+            Ok(Some(sender)) => sender,
+            Ok(None) => {
+                return Err(Failed {
+                    fault: Fault::Unavailable,
+                    why: "connections_max is reached".into(),
+                    again: None,
+                });
+            }
+            Err(error) => return Err(Failed { fault: Fault::Unreachable, why: error.to_string(), again }),
+        };
+        let Some(request) = again else { return Err(Failed::timeout(None)) };
+        match tokio::time::timeout_at(until.into(), sender.send_request(*request)).await {
+            Ok(Ok(response)) => Ok((Head::Http2(response), None)),
+            Ok(Err(error)) => Err(Failed::broken(&error, None)),
+            Err(_) => Err(Failed::timeout(None)),
+        }
+    }
+
+    /// Makes the answer into one that streams, or that is whole already.
+    async fn stream(self: &Arc<Self>, head: Head, report: Option<Report>) -> Response<ProxyBody> {
+        match head {
+            Head::Http1 { response, lease, endpoint } => {
+                let (parts, body) = response.into_parts();
+                let mut download = Download { body, lease: Some(lease), lane: self.clone(), endpoint, report };
+                let first = std::future::poll_fn(|cx| Poll::Ready(download.poll_first(cx))).await;
+                let body = match first {
+                    First::Whole(None) => empty(),
+                    First::Whole(Some(data)) => ProxyBody::new(Full::new(data).map_err(|never| match never {})),
+                    First::More(frame) => ProxyBody::new(Begun { first: frame, rest: download }),
+                };
+                Response::from_parts(parts, body)
+            }
+            Head::Http2(response) => response.map(|body| ProxyBody::new(Tracked { body, report })),
+        }
+    }
+}
+
+/// An answer whose body is still to come.
+enum Head {
+    Http1 {
+        response: Response<Incoming>,
+        lease: Box<Lease>,
+        endpoint: usize,
+    },
+    /// Over a connection that a task drives.
+    Http2(Response<Incoming>),
+}
+
+impl Head {
+    fn status(&self) -> StatusCode {
+        match self {
+            Head::Http1 { response, .. } | Head::Http2(response) => response.status(),
+        }
+    }
+}
+
+impl Failed {
+    fn broken(error: &hyper::Error, again: Option<Box<Request<Upload>>>) -> Self {
+        let why = match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        // The body that we were given failed, not the connection.
+        let fault = if error.is_user() { Fault::RequestBody } else { Fault::Unreachable };
+        Failed { fault, why, again }
+    }
+
+    fn timeout(again: Option<Box<Request<Upload>>>) -> Self {
+        Failed { fault: Fault::Timeout, why: "no answer in time".into(), again }
+    }
+}
+
+/// A gateway's own trouble, which another endpoint may not have.
+fn is_gateway_trouble(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
+}
+
+/// Reads the first frame of a body if it is there, so that it leaves together with the head. What is not there is not waited for: an asker may want an
+/// answer first.
+async fn peek(body: &mut Upload) -> Result<(), BoxError> {
+    if body.first.is_some() || body.rest.is_end_stream() {
+        return Ok(());
+    }
+    let mut asked = false;
+    let first = std::future::poll_fn(|cx| match Pin::new(&mut body.rest).poll_frame(cx) {
+        Poll::Ready(frame) => Poll::Ready(frame),
+        // The first question makes the asker's side read; its second answer is the last one.
+        Poll::Pending if !asked => {
+            asked = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+        Poll::Pending => Poll::Ready(None),
+    });
+    body.first = first.await.transpose()?;
+    Ok(())
+}
+
+/// HTTP/2 says in its pseudo-headers what HTTP/1.1 says in `Host`.
+fn for_http2(mut request: Request<Upload>, dial: &Dial) -> Request<Upload> {
+    let host = request.headers_mut().remove(HOST);
+    let authority = host.as_ref().unwrap_or(&dial.endpoint.authority);
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let scheme = if dial.endpoint.tls { "https" } else { "http" };
+    if let Ok(uri) = Uri::builder().scheme(scheme).authority(authority.as_bytes()).path_and_query(path).build() {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = http::Version::HTTP_2;
+    request
+}
+
+fn empty() -> ProxyBody {
+    ProxyBody::new(Empty::new().map_err(|never| match never {}))
+}
+
+/// The body of an answer over a link; gives the link back when it is at its end.
+struct Download {
+    body: Incoming,
+    lease: Option<Box<Lease>>,
+    lane: Arc<Lane>,
+    endpoint: usize,
+    report: Option<Report>,
+}
+
+enum First {
+    /// That was all.
+    Whole(Option<Bytes>),
+    /// There is more to come after this, if it is there already.
+    More(Option<Result<Frame<Bytes>, BoxError>>),
+}
+
+impl Download {
+    /// Looks for a body that came with its head: most do, and need nothing further.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> First {
+        if self.body.is_end_stream() {
+            self.finish();
+            return First::Whole(None);
+        }
+        match self.poll_next(cx) {
+            Poll::Pending => First::More(None),
+            Poll::Ready(None) => First::Whole(None),
+            Poll::Ready(Some(Ok(frame))) if self.lease.is_none() => match frame.into_data() {
+                Ok(data) => First::Whole(Some(data)),
+                Err(frame) => First::More(Some(Ok(frame))),
+            },
+            Poll::Ready(Some(frame)) => First::More(Some(frame)),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Some(lease) = &mut self.lease else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = lease.link.poll_body(&mut self.body, cx) else { return Poll::Pending };
+        match frame {
+            Some(Ok(frame)) => {
+                if self.body.is_end_stream() {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                if let Some(report) = &mut self.report {
+                    report.outcome = Outcome::Failure;
+                }
+                self.lease = None;
+                self.report = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            None => {
+                self.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// The body is whole: the link can take the next request, unless the peer or we have closed it.
+    fn finish(&mut self) {
+        if let Some(mut lease) = self.lease.take()
+            && lease.link.settle()
+        {
+            self.lane.pool.put(self.endpoint, lease, Instant::now());
+        }
+        self.report = None;
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // Whoever knows the length does not read to the end of the stream.
+        if self.lease.is_some() && self.body.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+/// A body of which a frame has been read.
+struct Begun {
+    first: Option<Result<Frame<Bytes>, BoxError>>,
+    rest: Download,
+}
+
+impl Body for Begun {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.first.take() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => self.rest.poll_next(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let frame = self.first.as_ref().and_then(|frame| frame.as_ref().ok());
+        with_read(self.rest.body.size_hint(), frame)
+    }
+}
+
+/// The body of an answer over a connection that a task drives.
+struct Tracked {
+    body: Incoming,
+    report: Option<Report>,
+}
+
+impl Body for Tracked {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Err(error)) => {
+                if let Some(report) = &mut self.report {
+                    report.outcome = Outcome::Failure;
+                }
+                Some(Err(error.into()))
+            }
+            None => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Tells the balancer how a picked request ended, when its answer is through or it is given up.
+struct Report {
+    lane: Arc<Lane>,
+    to: EndpointIndex,
+    began: Instant,
+    deadline: Instant,
+    took: Option<Duration>,
+    outcome: Outcome,
+}
+
+impl Report {
+    fn new(lane: Arc<Lane>, to: EndpointIndex, began: Instant, deadline: Instant) -> Self {
+        Report { lane, to, began, deadline, took: None, outcome: Outcome::Cancelled }
+    }
+
+    fn head(&mut self, status: StatusCode, now: Instant) {
+        self.took = Some(now.saturating_duration_since(self.began));
+        self.outcome = if status.is_server_error() { Outcome::Failure } else { Outcome::Success };
+    }
+
+    fn failed(&mut self, now: Instant) {
+        self.took = Some(now.saturating_duration_since(self.began));
+        self.outcome = Outcome::Failure;
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        if self.took.is_none() && now >= self.deadline {
+            // The asker kept the time itself and has given up.
+            self.outcome = Outcome::Failure;
+        }
+        let took = self.took.unwrap_or_else(|| now.saturating_duration_since(self.began));
+        self.lane.state.lock().balancer.report(self.to, self.outcome, took, now);
+    }
+}
+
+/// How often idle connections are looked after.
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
+/// How often an upstream in trouble is mentioned in the log.
+const WARN_EVERY: Duration = Duration::from_secs(10);
