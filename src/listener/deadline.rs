@@ -100,6 +100,11 @@ impl<IO> Deadlined<IO> {
         }
     }
 
+    /// The stream without its deadlines.
+    pub fn into_inner(self) -> IO {
+        self.io
+    }
+
     fn read_deadline(&self) -> Instant {
         let head = self.head_since.filter(|(begun, _)| *begun == self.activity.begun.load(Ordering::Relaxed));
         match (head, self.deadlines.head) {

@@ -25,10 +25,12 @@ mod http;
 mod mqtt;
 mod permits;
 mod stream;
+mod websocket;
 
 use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,7 +44,7 @@ use crate::message::Reject;
 use crate::network::Network;
 use crate::telemetry::access_log::AccessLog;
 use crate::tls::{self, Alpn, TlsInfo};
-use crate::{telemetry, worker};
+use crate::worker;
 
 pub use accept::{Sockets, run};
 pub use config::{ClientCertificates, Config, ProtocolName, TransportKind};
@@ -244,6 +246,19 @@ impl Adapters {
         adapters.http.exchange = Some(exchange);
         adapters
     }
+
+    fn serve_mqtt<IO>(
+        &self,
+        io: IO,
+        prefix: BytesMut,
+        conn: ConnectionInfo,
+        shutdown: CancellationToken,
+    ) -> Pin<Box<impl Future<Output = ()> + Send + use<IO>>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        Box::pin(mqtt::serve(io, prefix, conn, self.gateway.clone(), self.mqtt.clone(), shutdown))
+    }
 }
 
 impl Serve for Adapters {
@@ -279,15 +294,15 @@ impl Serve for Adapters {
         match spoken {
             Spoken::Http1 => {
                 let http = http::serve_http1(io, prefix, conn.clone(), context, shutdown.clone());
-                if let Some(_upgraded) = Box::pin(http).await {
-                    telemetry::connection_refused(Refusal::ProtocolNotOffered.reason());
+                if let Some(upgraded) = Box::pin(http).await {
+                    let bytes_max = self.gateway.limits().packet_bytes_max as usize;
+                    let io = websocket::open(upgraded, bytes_max).await;
+                    self.serve_mqtt(io, BytesMut::new(), conn, shutdown).await;
                 }
             }
             Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)).await,
             Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.gateway.clone(), shutdown)).await,
-            Spoken::Mqtt => {
-                Box::pin(mqtt::serve(io, prefix, conn, self.gateway.clone(), self.mqtt.clone(), shutdown)).await;
-            }
+            Spoken::Mqtt => self.serve_mqtt(io, prefix, conn, shutdown).await,
         }
     }
 

@@ -145,7 +145,7 @@ pub async fn serve_http1<IO>(
     conn: ConnectionInfo,
     context: Context,
     shutdown: CancellationToken,
-) -> Option<Upgraded>
+) -> Option<Upgraded<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use http::header::{
     CONNECTION, HeaderName, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
@@ -24,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
 use super::stream::Held;
+use crate::listener::{Deadlined, Prefixed};
 
-/// The stream after the handshake; what the client sent early is read first.
-pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
+/// The stream after the handshake, rid of HTTP's deadlines; what the client sent early is read first.
+pub type Upgraded<IO> = Prefixed<IO>;
 
 /// A switch of protocols that has been answered, until hyper lets go of the stream.
 #[derive(Default)]
@@ -97,10 +99,21 @@ impl Upgrade {
 
     /// To be called after the HTTP connection has ended. Gives back the stream that is MQTT's, if there was a handshake and its answer went
     /// out; a tunnel is served here to its end.
-    pub async fn finish(&self, shutdown: &CancellationToken) -> Option<Upgraded> {
+    pub async fn finish<IO>(&self, shutdown: &CancellationToken) -> Option<Upgraded<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let pending = self.pending.lock().take()?;
         match pending {
-            Pending::Mqtt(upgrade) => upgrade.await.ok().map(TokioIo::new),
+            Pending::Mqtt(upgrade) => {
+                // This very type was given to hyper.
+                let parts = upgrade.await.ok()?.downcast::<TokioIo<Deadlined<Prefixed<IO>>>>().ok()?;
+                let (unread, io) = parts.io.into_inner().into_inner().into_parts();
+                // hyper read what the prefix held before it read from the stream.
+                let mut early = BytesMut::from(&parts.read_buf[..]);
+                early.extend_from_slice(&unread);
+                Some(Prefixed::new(early, io))
+            }
             Pending::Tunnel(tunnel) => {
                 tokio::select! {
                     () = tunnel.serve() => {}
