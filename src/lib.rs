@@ -168,6 +168,7 @@ pub fn start(loaded: Loaded, inputs: Inputs) -> Result<Running, StartError> {
     let rules = rules(&config, policy);
     let gateway =
         Arc::new(Gateway::new(config.gateway.clone(), identity, spool.clone(), forwards, rules, Instant::now()));
+    gateway.restore(Instant::now()).map_err(StartError::Spool)?;
 
     let count = config.gateway.workers.count();
     let bound = listener::bind(&config.listener, count).map_err(StartError::Listener)?;

@@ -32,6 +32,8 @@ pub struct LastValues {
     order: BTreeSet<Topic>,
     /// Topics that expire, soonest first.
     expiring: BTreeSet<(u64, Topic)>,
+    /// Topics whose value has expired since somebody asked.
+    expired: Vec<Topic>,
     bytes: u64,
     messages_max: usize,
     bytes_max: u64,
@@ -45,6 +47,7 @@ impl LastValues {
             values: HashMap::new(),
             order: BTreeSet::new(),
             expiring: BTreeSet::new(),
+            expired: Vec::new(),
             bytes: 0,
             messages_max: limits.retained_messages_max as usize,
             bytes_max: limits.retained_bytes_max.bytes(),
@@ -161,8 +164,16 @@ impl LastValues {
             let (expiry, topic) = (*expiry, topic.clone());
             self.expiring.remove(&(expiry, topic.clone()));
             self.remove(topic.as_str());
+            self.expired.push(topic);
             expired += 1;
         }
+        expired
+    }
+
+    /// The topics that [`expire`](LastValues::expire) has removed since the last call and that have no new value: what keeps a copy can let it go.
+    pub fn take_expired(&mut self) -> Vec<Topic> {
+        let mut expired = std::mem::take(&mut self.expired);
+        expired.retain(|topic| !self.values.contains_key(topic));
         expired
     }
 

@@ -11,6 +11,7 @@ mod address;
 mod client;
 mod config;
 mod publish;
+mod restore;
 mod route;
 mod subscribe;
 
@@ -336,7 +337,7 @@ impl Gateway {
             buckets.sweep(nanos, BUCKETS_SWEPT);
         }
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
-        self.hub.expire(wall_ms());
+        self.expire_retained(wall_ms());
         self.sessions.close_where(CloseReason::NotAuthorized, |session| {
             session.device.as_ref().is_some_and(|device| !self.identity.is_current(device))
         });

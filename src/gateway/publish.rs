@@ -16,7 +16,7 @@ use super::{
 use crate::hub::filter_matches;
 use crate::message::Properties;
 use crate::policy::{Decision, Query};
-use crate::spool::{Accepted, SinkId};
+use crate::spool::{Accepted, Demand, SinkId};
 
 /// A message as a device hands it in.
 pub struct Draft {
@@ -284,7 +284,9 @@ impl Gateway {
         done: Option<Done<'_>>,
         now: Instant,
     ) -> Result<Published, Reject> {
-        self.hub.remember(&message, message.ingested_ms)?;
+        self.remember(&message)?;
+        // A retained value is a promise of its own: it is on disk before it is acknowledged.
+        let rows = message.retain && message.qos != Qos::AtMostOnce && done.is_some();
         let id = message.id;
         let expected = matches.targets.len() + matches.groups.len() + sinks.len();
         let receipt = Receipt { id, receivers: u32::try_from(expected).unwrap_or(u32::MAX) };
@@ -292,16 +294,16 @@ impl Gateway {
         // The subscriber whose slowness holds the acknowledgement back has to be known before the spool gets the completion.
         let slow = done.and_then(|_| self.hub.slow_target(matches, message.qos));
         let (completion, token) = match (done, &slow) {
-            (Some((completion, token)), Some(_)) if !sinks.is_empty() => {
+            (Some((completion, token)), Some(_)) if !sinks.is_empty() || rows => {
                 (Some(Join::both(completion.clone(), token) as Arc<dyn Completion>), 0)
             }
             (Some((completion, token)), _) => (Some(completion.clone()), token),
             (None, _) => (None, 0),
         };
         let mut pending = false;
-        if !sinks.is_empty() {
+        if !sinks.is_empty() || rows {
             let report = completion.clone().map(|completion| (completion, token));
-            let accepted = self.spool.append(&message, sinks, report, receipt.receivers)?;
+            let accepted = self.spool.store(&message, Demand { sinks, rows }, report, receipt.receivers)?;
             pending = accepted == Accepted::Pending;
             if let (Accepted::Done, Some(completion), Some(_)) = (accepted, &completion, &slow) {
                 // One half of the join is done already.

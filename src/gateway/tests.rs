@@ -8,6 +8,8 @@ use crate::identity::{self, NewDevice, Registry};
 use crate::policy::{RuleConfig, RuleSource};
 use crate::spool::{self, SinkConfig};
 
+mod durable;
+
 const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
     {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["dev/#", "plant/#", "$SYS/#"]},
@@ -28,20 +30,30 @@ impl Fixture {
     /// A gateway on a folder of its own; `sinks` are (topic pattern, delivery class).
     fn with(adjust: impl FnOnce(&mut limit::Config), sinks: &[(&str, spool::Delivery)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        add_devices(folder.path());
+        Fixture::start(folder, adjust, sinks)
+    }
+
+    /// A gateway on what this one has on disk now, as after `kill -9`. This one's spool goes on in its own folder.
+    fn killed(&self, adjust: impl FnOnce(&mut limit::Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(self.folder.path()).unwrap() {
+            let file = file.unwrap();
+            // The index of a log is made anew from the log.
+            if file.file_name().to_string_lossy().ends_with("-shm") {
+                continue;
+            }
+            std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        Fixture::start(folder, adjust, &[])
+    }
+
+    fn start(
+        folder: tempfile::TempDir,
+        adjust: impl FnOnce(&mut limit::Config),
+        sinks: &[(&str, spool::Delivery)],
+    ) -> Self {
         let identity = Arc::new(Identity::open(folder.path(), &identity::Config::default()).unwrap());
-        let mut registry = Registry::open(folder.path()).unwrap();
-        let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator"), ("s", "slow")];
-        let devices: Vec<NewDevice> = roles
-            .iter()
-            .map(|(id, role)| NewDevice {
-                id: DeviceId::parse(id).unwrap(),
-                role: (*role).into(),
-                attributes: vec![],
-                keys: vec![],
-            })
-            .collect();
-        registry.add(&devices, 0, |_| {}).unwrap();
-        identity.refresh().unwrap();
         let configs = sinks.iter().map(|(pattern, delivery)| SinkConfig {
             name: (*pattern).into(),
             delivery: *delivery,
@@ -53,6 +65,7 @@ impl Fixture {
             .map(|(pattern, _)| ForwardTopics { patterns: vec![(*pattern).into()], sink: spool.sink(pattern).unwrap() })
             .collect();
         let gateway = Gateway::new(Config::default(), identity, spool, forwards, rules(adjust), Instant::now());
+        gateway.restore(Instant::now()).unwrap();
         Fixture { gateway: Arc::new(gateway), folder }
     }
 
@@ -75,6 +88,34 @@ impl Fixture {
         let options = SubscribeOptions { qos: Qos::ExactlyOnce, ..SubscribeOptions::default() };
         self.gateway.subscribe(client, filter, 0, options, SendRetained::Always, Instant::now())
     }
+
+    /// Publishes and waits until it is stored.
+    fn publish_stored(&self, client: &mut Client, topic: &str, draft: Draft) -> Receipt {
+        let (sender, answers) = std::sync::mpsc::channel();
+        let completion: Arc<dyn Completion> = Arc::new(Answer(Mutex::new(sender)));
+        let address = Address::from_mqtt(topic);
+        match self.gateway.publish(client, address, draft, Some((&completion, 0)), Instant::now()).unwrap() {
+            Published::Done(receipt) => receipt,
+            Published::Pending => answers.recv_timeout(Duration::from_secs(20)).unwrap().unwrap(),
+        }
+    }
+}
+
+fn add_devices(folder: &std::path::Path) {
+    // Makes the registry.
+    drop(Identity::open(folder, &identity::Config::default()).unwrap());
+    let mut registry = Registry::open(folder).unwrap();
+    let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator"), ("s", "slow")];
+    let devices: Vec<NewDevice> = roles
+        .iter()
+        .map(|(id, role)| NewDevice {
+            id: DeviceId::parse(id).unwrap(),
+            role: (*role).into(),
+            attributes: vec![],
+            keys: vec![],
+        })
+        .collect();
+    registry.add(&devices, 0, |_| {}).unwrap();
 }
 
 fn rules(adjust: impl FnOnce(&mut limit::Config)) -> Rules {
@@ -116,6 +157,14 @@ struct Log(Mutex<Vec<(u64, Result<Receipt, Reject>)>>);
 impl Completion for Log {
     fn complete(&self, token: u64, outcome: Result<Receipt, Reject>) {
         self.0.lock().push((token, outcome));
+    }
+}
+
+struct Answer(Mutex<std::sync::mpsc::Sender<Result<Receipt, Reject>>>);
+
+impl Completion for Answer {
+    fn complete(&self, _: u64, outcome: Result<Receipt, Reject>) {
+        let _ = self.0.lock().send(outcome);
     }
 }
 

@@ -140,9 +140,11 @@ impl Hub {
 
     /// Keeps `message` as the last value of its topic; an empty retained payload removes it (`[MQTT-3.3.1-6]`).
     ///
+    /// `changed` is told while no other message can change the retained value: whether there is one now. A copy elsewhere stays in step.
+    ///
     /// # Errors
     /// [`Reject::Full`] when the message is to be retained and the store is at its bound.
-    pub fn remember(&self, message: &Arc<Message>, now_ms: u64) -> Result<(), Reject> {
+    pub fn remember(&self, message: &Arc<Message>, now_ms: u64, changed: impl FnOnce(bool)) -> Result<(), Reject> {
         if !message.retain {
             self.recent.insert(message.topic.clone(), message.clone());
             return Ok(());
@@ -150,11 +152,14 @@ impl Hub {
         let mut retained = self.retained.lock();
         if message.payload.is_empty() {
             retained.remove(message.topic.as_str());
+            changed(false);
             drop(retained);
             self.recent.remove(&message.topic);
             return Ok(());
         }
-        retained.insert(message, now_ms)
+        retained.insert(message, now_ms)?;
+        changed(true);
+        Ok(())
     }
 
     /// The last value of a topic, retained or not, whichever is later.
@@ -176,9 +181,11 @@ impl Hub {
         self.retained.lock().matching(&filter.pattern, now_ms, RETAINED_SENT_MAX)
     }
 
-    /// Forgets retained messages whose time is over.
-    pub fn expire(&self, now_ms: u64) {
-        self.retained.lock().expire(now_ms);
+    /// Forgets retained messages whose time is over; `removed` is told each topic, as in [`remember`](Hub::remember).
+    pub fn expire(&self, now_ms: u64, removed: impl FnMut(&Topic)) {
+        let mut retained = self.retained.lock();
+        retained.expire(now_ms);
+        retained.take_expired().iter().for_each(removed);
     }
 
     /// Messages and bytes retained.

@@ -13,6 +13,7 @@ use super::config::{Config, Delivery, WhenFull};
 use super::lane::{Lane, RowHead};
 use super::ledger::Losses;
 use super::record::{self, Pack};
+use super::rows::PendingRows;
 use super::{SinkId, reader};
 use crate::message::{Completion, Message, Receipt, Reject};
 
@@ -167,6 +168,8 @@ pub(super) struct Inbox {
     /// Bytes per lane that were accepted and are in memory only.
     pub(super) unstored: Vec<usize>,
     pub(super) orders: Vec<Order>,
+    /// In the next commit, whichever that is.
+    pub(super) rows: PendingRows,
     pub(super) acks_dirty: bool,
     pub(super) failing: Option<Failure>,
     pub(super) stopping: bool,

@@ -29,6 +29,7 @@ mod lane;
 mod ledger;
 mod reader;
 mod record;
+mod rows;
 mod store;
 mod writer;
 
@@ -49,6 +50,7 @@ use serde::Serialize;
 pub use config::{Config, Delivery, QueueConfig, SinkConfig, WhenFull};
 pub use ledger::{Loss, Reason, SEVERAL};
 pub use reader::{Batch, Cursor, Reader, Stored};
+pub use rows::{Kind, decode_message, encode_message};
 pub use store::inspect;
 
 use crate::message::{Completion, Message, Receipt, Reject};
@@ -60,6 +62,14 @@ use ledger::Losses;
 /// A configured sink, valid for the [`Spool`] that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SinkId(u16);
+
+/// What a message needs of the disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demand<'a> {
+    pub sinks: &'a [SinkId],
+    /// It is acknowledged only when the rows that were set for it are synced.
+    pub rows: bool,
+}
 
 /// How an accepted message is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,12 +294,29 @@ impl Spool {
         if sinks.is_empty() {
             return Ok(Accepted::Done);
         }
+        self.store(message, Demand { sinks, rows: false }, completion, receivers)
+    }
+
+    /// As [`append`](Spool::append); with `demand.rows` also for a message that no sink takes, when it waits for rows that were [`set`](Spool::set) before.
+    ///
+    /// # Errors
+    /// As [`append`](Spool::append).
+    pub fn store(
+        &self,
+        message: &Message,
+        demand: Demand<'_>,
+        completion: Option<(Arc<dyn Completion>, u64)>,
+        receivers: u32,
+    ) -> Result<Accepted, Reject> {
+        let Demand { sinks, rows } = demand;
         let shared = &*self.0.shared;
-        let durable = sinks.iter().any(|&sink| shared.lane(sink).is_some_and(|l| l.delivery != Delivery::Memory));
+        let in_sinks = sinks.iter().any(|&sink| shared.lane(sink).is_some_and(|l| l.delivery != Delivery::Memory));
+        let durable = in_sinks || rows;
         let mut inbox = shared.inbox.lock();
         shared.admit(&inbox, message, sinks, durable)?;
         let full = shared.push(&mut inbox, message, sinks, durable);
         let group = inbox.open();
+        group.sync |= rows;
         if durable && let Some((completion, token)) = completion {
             group.waiters.push(Waiter { completion, token, receipt: Receipt { id: message.id, receivers } });
         }
@@ -299,6 +326,27 @@ impl Spool {
             shared.wake.notify_one();
         }
         Ok(if durable { Accepted::Pending } else { Accepted::Done })
+    }
+
+    /// Writes a row with the next commit, at the latest after `ack_delay_ms`; None deletes it. Never blocks and never fails: while the disk does not take it,
+    /// it waits in memory.
+    pub fn set(&self, kind: Kind, key: &[u8], value: Option<&[u8]>) {
+        let shared = &*self.0.shared;
+        let mut inbox = shared.inbox.lock();
+        inbox.rows.set(kind, key, value);
+        if inbox.sleeping && inbox.rows.len() == 1 {
+            // So that the writer learns that something is due.
+            inbox.sleeping = false;
+            shared.wake.notify_one();
+        }
+    }
+
+    /// Shows every row of a kind as it is on disk, in the order of the keys. For the start: reads the disk, and does not see what waits for a commit.
+    ///
+    /// # Errors
+    /// [`Error`] of the disk.
+    pub fn rows(&self, kind: Kind, visit: impl FnMut(&[u8], &[u8])) -> Result<(), Error> {
+        store::read_rows(&self.0.shared.data_dir, kind, visit)
     }
 
     /// The reader of one sink. There should be one; two would share the messages' acknowledgements.

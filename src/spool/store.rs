@@ -15,6 +15,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params}
 use super::config::{Config, SinkConfig};
 use super::lane::RowHead;
 use super::ledger::{Key, Loss, Reason, SEVERAL, Sum};
+use super::rows::{Kind, PendingRows};
 use super::{Error, Inspection, SinkState, SinkStats, Unhealthy};
 
 pub(super) const FILE: &str = "spool.db";
@@ -22,7 +23,8 @@ const LOCK_FILE: &str = "spool.lock";
 
 /// "Tide".
 const APPLICATION_ID: i64 = 0x5469_6465;
-const FORMAT: i64 = 1;
+/// One more than the migrations behind a file: format 2 has the rows beside the queues.
+const FORMAT: i64 = MIGRATIONS.len() as i64;
 /// A commit touches about three pages beyond its data, whatever their size. At 64 clients 4096 writes 3.2 bytes per user byte, 2048 2.7 and 1024 2.5,
 /// the last at a third less throughput (`bench.rs`).
 const PAGE_BYTES: u32 = 2048;
@@ -32,7 +34,10 @@ const DELETE_ROWS_MAX: u32 = 64;
 const DAMAGED_ROWS_MAX: u32 = 64;
 const SINKS_MAX: usize = 1000;
 
-const SCHEMA: &str = "
+/// What makes format n + 1 of format n; an empty file is format 0.
+const MIGRATIONS: [&str; 2] = [QUEUES, ROWS];
+
+const QUEUES: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     INSERT INTO meta VALUES ('epoch', 0);
     CREATE TABLE sink (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, acked INTEGER NOT NULL, dropped INTEGER NOT NULL) STRICT;
@@ -43,6 +48,10 @@ const SCHEMA: &str = "
         PRIMARY KEY (sink, reason, device, epoch, hour)) STRICT, WITHOUT ROWID;
     CREATE TABLE damaged (id INTEGER PRIMARY KEY, sink TEXT NOT NULL, position INTEGER NOT NULL, records INTEGER NOT NULL, data BLOB NOT NULL) STRICT;
     CREATE TABLE probe (data BLOB NOT NULL) STRICT;
+";
+
+const ROWS: &str = "
+    CREATE TABLE kept (kind INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, key)) STRICT, WITHOUT ROWID;
 ";
 
 /// The number in a sink's table name.
@@ -73,6 +82,7 @@ pub(super) struct Commit<'a> {
     pub acks: Vec<Ack>,
     pub losses: Vec<(&'a str, &'a Key, &'a Sum)>,
     pub damaged: Vec<(Table, &'a str, RowHead)>,
+    pub kept: Option<&'a PendingRows>,
     /// Wait for the disk.
     pub sync: bool,
 }
@@ -127,7 +137,7 @@ impl Sqlite {
         drop(created.map_err(|source| Error::NotWritable { path: path.clone(), source })?);
         let fault = |source| fault(&path, source);
         let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(fault)?;
-        let new = check_format(&connection, &path)?;
+        let format = check_format(&connection, &path)?;
         connection
             .execute_batch(&format!(
                 "PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;
@@ -141,7 +151,7 @@ impl Sqlite {
             ledger_rows_max: config.ledger_rows_max,
             _lock: lock,
         };
-        let found = store.begin(new, sinks).map_err(fault)?;
+        let found = store.begin(format, sinks).map_err(fault)?;
         // The names of the new files must survive a power cut as well as their contents.
         File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::NotWritable { path, source })?;
         Ok((store, found))
@@ -153,10 +163,12 @@ impl Sqlite {
         let _ = self.connection.execute_batch(&format!("PRAGMA max_page_count = {pages}"));
     }
 
-    fn begin(&mut self, new: bool, sinks: &[SinkConfig]) -> rusqlite::Result<Found> {
+    fn begin(&mut self, format: usize, sinks: &[SinkConfig]) -> rusqlite::Result<Found> {
         let transaction = self.connection.transaction()?;
-        if new {
-            transaction.execute_batch(SCHEMA)?;
+        for migration in MIGRATIONS.iter().skip(format) {
+            transaction.execute_batch(migration)?;
+        }
+        if format < MIGRATIONS.len() {
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", FORMAT)?;
         }
@@ -254,6 +266,9 @@ impl Store for Sqlite {
                 ],
             )?;
         }
+        if let Some(rows) = commit.kept {
+            write_rows(&transaction, rows)?;
+        }
         let mut ledger_rows = self.ledger_rows;
         for (sink, key, sum) in &commit.losses {
             let row = params![
@@ -312,6 +327,18 @@ impl Store for Sqlite {
     }
 }
 
+fn write_rows(connection: &Connection, rows: &PendingRows) -> rusqlite::Result<()> {
+    let mut put = connection.prepare_cached("INSERT OR REPLACE INTO kept VALUES (?1, ?2, ?3)")?;
+    let mut remove = connection.prepare_cached("DELETE FROM kept WHERE kind = ?1 AND key = ?2")?;
+    for (kind, key, value) in rows.iter() {
+        match value {
+            Some(value) => put.execute(params![kind as u8, key, value])?,
+            None => remove.execute(params![kind as u8, key])?,
+        };
+    }
+    Ok(())
+}
+
 /// Folds the oldest rows into one per sink and reason; the sums stay.
 fn fold_ledger(connection: &Connection, rows: u32) -> rusqlite::Result<()> {
     connection.execute_batch(&format!(
@@ -341,6 +368,21 @@ impl Reads {
     pub fn row(&self, table: Table, position: u64) -> rusqlite::Result<Option<(RowHead, Bytes)>> {
         row_at(&self.0, table, position, "data", data)
     }
+}
+
+/// Shows every row of a kind, in the order of the keys.
+pub(super) fn read_rows(data_dir: &Path, kind: Kind, mut visit: impl FnMut(&[u8], &[u8])) -> Result<(), Error> {
+    let path = data_dir.join(FILE);
+    let mut read = || -> rusqlite::Result<()> {
+        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let mut statement = connection.prepare("SELECT key, value FROM kept WHERE kind = ?1 ORDER BY key")?;
+        let mut rows = statement.query([kind as u8])?;
+        while let Some(row) = rows.next()? {
+            visit(row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?);
+        }
+        Ok(())
+    };
+    read().map_err(|source| fault(&path, source))
 }
 
 /// The queues and the ledger of a data directory, whether or not a gateway runs on it.
@@ -437,15 +479,15 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// True when the file is empty and to be made a spool.
-fn check_format(connection: &Connection, path: &Path) -> Result<bool, Error> {
+/// The format of the file; 0 when it is empty and to be made a spool.
+fn check_format(connection: &Connection, path: &Path) -> Result<usize, Error> {
     let number =
         |pragma| connection.query_row(pragma, [], |row| row.get::<_, i64>(0)).map_err(|source| fault(path, source));
     let (application, version) = (number("PRAGMA application_id")?, number("PRAGMA user_version")?);
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
     match (application, version, tables) {
-        (0, 0, 0) => Ok(true),
-        (APPLICATION_ID, FORMAT, _) => Ok(false),
+        (0, 0, 0) => Ok(0),
+        (APPLICATION_ID, version @ 1..=FORMAT, _) => Ok(usize::try_from(version).unwrap_or(0)),
         (APPLICATION_ID, version, _) if version > FORMAT => Err(Error::TooNew { path: path.to_owned(), version }),
         _ => Err(Error::NotASpool { path: path.to_owned() }),
     }

@@ -15,6 +15,7 @@ use super::inbox::{Failure, Group, Order, Shared};
 use super::lane::{LaneState, RowHead, TailRow};
 use super::ledger::{Losses, Reason};
 use super::record::{self, Pack};
+use super::rows::PendingRows;
 use super::store::{Ack, Commit, NewRow, Store};
 use crate::message::Reject;
 use crate::telemetry::{SPOOL_COMMIT_SECONDS, SPOOL_COMMITS_TOTAL, SPOOL_LOST_TOTAL};
@@ -26,6 +27,8 @@ pub(super) struct Writer {
     last_records: u32,
     last_end: Instant,
     losses: Losses,
+    /// Rows on their way; kept when a commit fails.
+    rows: PendingRows,
     /// Last cursor written, per lane.
     written: Vec<(u64, u64)>,
     /// Reported by readers; then noted as lost; then moved, with the next acknowledgements.
@@ -83,6 +86,7 @@ impl Writer {
             last_records: 1,
             last_end: now,
             losses: Losses::default(),
+            rows: PendingRows::default(),
             written,
             found_damaged: Vec::new(),
             quarantine: Vec::new(),
@@ -177,7 +181,8 @@ impl Writer {
     /// Takes orders and flags out of the inbox.
     fn take_notes(&mut self, inbox: &mut super::inbox::Inbox) {
         let delay = Duration::from_millis(u64::from(self.shared.config.ack_delay_ms));
-        if std::mem::take(&mut inbox.acks_dirty) && self.acks_due.is_none() {
+        let dirty = std::mem::take(&mut inbox.acks_dirty) || !inbox.rows.is_empty();
+        if dirty && self.acks_due.is_none() {
             self.acks_due = Some(Instant::now() + delay);
         }
         for order in std::mem::take(&mut inbox.orders) {
@@ -298,6 +303,8 @@ impl Writer {
                 });
             }
         }
+        // Whoever waits for a row has set it before joining the group, so it is here.
+        self.rows.absorb(std::mem::take(&mut shared.inbox.lock().rows));
         let with_acks = everything || self.acks_due.is_some_and(|due| due <= now) || !self.losses.is_empty();
         self.transaction(&outgoing, sync, with_acks)?;
         for row in outgoing {
@@ -321,7 +328,8 @@ impl Writer {
 
     fn transaction(&mut self, outgoing: &[Outgoing], sync: bool, with_acks: bool) -> rusqlite::Result<()> {
         let shared = Arc::clone(&self.shared);
-        let mut commit = Commit { sync, ..Commit::default() };
+        let kept = Some(&self.rows).filter(|rows| !rows.is_empty());
+        let mut commit = Commit { sync, kept, ..Commit::default() };
         let mut acked = Vec::new();
         if with_acks {
             // Cursors before losses: a reader notes the loss first, so whatever is acknowledged here has its entry below.
@@ -350,7 +358,7 @@ impl Writer {
             })
             .collect();
         let nothing = commit.rows.is_empty() && commit.acks.is_empty() && commit.losses.is_empty();
-        let more = if nothing && commit.damaged.is_empty() {
+        let more = if nothing && commit.damaged.is_empty() && commit.kept.is_none() {
             false
         } else {
             let start = Instant::now();
@@ -362,12 +370,13 @@ impl Writer {
         let data: usize = outgoing.iter().map(|row| row.data.len()).sum();
         // Four pages of tree, freelist and header beside the data.
         self.wal_bytes += data as u64 + 4 * 2072 * (1 + acked.len() as u64);
+        // A row that changes rewrites its page.
+        self.wal_bytes += (self.rows.bytes() + 2072 * self.rows.len()) as u64;
         if with_acks {
             for (sink, key, sum) in &commit.losses {
                 counter!(SPOOL_LOST_TOTAL, "sink" => sink.to_string(), "reason" => key.reason.as_str())
                     .increment(sum.records);
             }
-            drop(commit);
             for (index, now) in acked {
                 if let Some(written) = self.written.get_mut(index) {
                     *written = now;
@@ -381,6 +390,7 @@ impl Writer {
             self.more_to_delete = more;
             self.acks_due = more.then(Instant::now);
         }
+        self.rows = PendingRows::default();
         Ok(())
     }
 
@@ -390,7 +400,10 @@ impl Writer {
             let _ = self.store.checkpoint(false);
             // What sinks have taken since makes room for the rest.
             self.set_aside();
+            // Rows would take it again.
+            let rows = std::mem::take(&mut self.rows);
             let _ = self.transaction(&[], false, true);
+            self.rows = rows;
             if let Err(error) = self.store.probe() {
                 self.failed(&error);
                 return;
