@@ -34,6 +34,8 @@ pub struct Context {
     pub observations: Vec<u64>,
     /// When its credential ends.
     pub expires_unix: u64,
+    /// The token last shown for it, as text, so that the same one need not be verified again.
+    token: Box<[u8]>,
     key: Key,
     last_used: Instant,
     /// Second chance: used since the hand of the clock came by.
@@ -45,13 +47,20 @@ pub struct Contexts {
     rows: Vec<(u32, Option<Context>)>,
     free: Vec<u32>,
     by_key: HashMap<Key, u32>,
-    /// How many each peer has.
-    peers: HashMap<SocketAddr, u32>,
+    peers: HashMap<SocketAddr, Peer>,
     /// In the order in which they are looked at when room is needed.
     clock: VecDeque<ContextId>,
     contexts_max: usize,
     outbox: Arc<Outbox>,
     orders: Arc<Orders>,
+}
+
+/// What is known of an address.
+#[derive(Default)]
+struct Peer {
+    contexts: u32,
+    /// The row that it used last: nearly always the one that it uses next.
+    last: u32,
 }
 
 /// Sessions that somebody ordered to end.
@@ -119,6 +128,19 @@ impl Contexts {
         self.peers.contains_key(&peer)
     }
 
+    /// The session that `peer` used last, if `token` is what it showed then and has not ended. Whether its device still stands, the
+    /// gateway asks with every call.
+    pub fn shown_again(&mut self, peer: SocketAddr, token: &[u8], now: Instant, now_unix: u64) -> Option<ContextId> {
+        let last = self.peers.get(&peer)?.last;
+        let context = self.rows.get_mut(last as usize)?.1.as_mut()?;
+        if context.key.0 != peer || *context.token != *token || now_unix >= context.expires_unix {
+            return None;
+        }
+        context.last_used = now;
+        context.used = true;
+        Some(context.id)
+    }
+
     /// The session of `device` at `peer`.
     pub fn find(&mut self, peer: SocketAddr, device: Option<&Device>, now: Instant) -> Option<&mut Context> {
         let index = *self.by_key.get(&(peer, device.map(|d| d.index)))?;
@@ -129,6 +151,9 @@ impl Contexts {
         }
         context.last_used = now;
         context.used = true;
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.last = index;
+        }
         Some(context)
     }
 
@@ -171,8 +196,16 @@ impl Contexts {
             mailbox: Mailbox::Shared { outbox: self.outbox.clone(), control },
         };
         let client = open_now(gateway, open, now)?.client;
-        let context =
-            Context { id, client, observations: Vec::new(), expires_unix: u64::MAX, key, last_used: now, used: true };
+        let context = Context {
+            id,
+            client,
+            observations: Vec::new(),
+            expires_unix: u64::MAX,
+            token: Box::default(),
+            key,
+            last_used: now,
+            used: true,
+        };
         let row = match self.free.pop() {
             Some(index) => index as usize,
             None => {
@@ -181,7 +214,9 @@ impl Contexts {
             }
         };
         self.by_key.insert(key, index);
-        *self.peers.entry(peer).or_default() += 1;
+        let at = self.peers.entry(peer).or_default();
+        at.contexts += 1;
+        at.last = index;
         self.clock.push_back(id);
         // The row is there: it was free, or has just been made.
         let full = Reject::Full { limit: "coap_sessions_max", retry_after: FULL_RETRY };
@@ -226,9 +261,9 @@ impl Contexts {
         *generation = generation.wrapping_add(1);
         self.free.push(id.index);
         self.by_key.remove(&context.key);
-        if let Some(count) = self.peers.get_mut(&context.key.0) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(peer) = self.peers.get_mut(&context.key.0) {
+            peer.contexts -= 1;
+            if peer.contexts == 0 {
                 self.peers.remove(&context.key.0);
             }
         }
@@ -259,6 +294,16 @@ impl Contexts {
 
     pub fn ids(&self) -> Vec<ContextId> {
         self.rows.iter().filter_map(|(_, row)| row.as_ref()).map(|context| context.id).collect()
+    }
+}
+
+impl Context {
+    /// The credential that was shown for it: a newer one takes the place of an older one, not the other way round.
+    pub fn show(&mut self, token: &[u8], expires_unix: u64) {
+        if self.token.is_empty() || expires_unix > self.expires_unix {
+            self.expires_unix = expires_unix;
+            self.token = token.into();
+        }
     }
 }
 

@@ -216,27 +216,32 @@ impl Service {
     /// The session that a request belongs to; it begins with its first request.
     fn identify(&mut self, now: Moment, request: &Request<'_>) -> Result<ContextId, Reject> {
         let peer = request.peer;
+        let token = request.query().value("t").unwrap_or_default().as_bytes();
+        if let Some(id) = self.contexts.shown_again(peer, token, now.at, now.clock.unix_secs) {
+            return Ok(id);
+        }
+        // Who is known pays for what does not hold, a stranger for everything.
         let known = self.contexts.knows(peer);
         if !known {
             self.gateway.admit_address(peer.ip(), now.at)?;
         }
-        let shown = self.shown(now, request);
+        let shown = self.shown(now, token);
         if known && shown.is_err() {
             self.gateway.admit_address(peer.ip(), now.at)?;
         }
         let (device, expires_unix) = shown?;
         if let Some(context) = self.contexts.find(peer, device.as_deref(), now.at) {
-            context.expires_unix = context.expires_unix.max(expires_unix);
+            context.show(token, expires_unix);
             return Ok(context.id);
         }
-        self.begin(now, peer, device, expires_unix)
+        self.begin(now, peer, device, token, expires_unix)
     }
 
-    /// The device behind the credential that a request shows, and the second at which that ends.
-    fn shown(&self, now: Moment, request: &Request<'_>) -> Result<(Option<Arc<Device>>, u64), Reject> {
-        if let Some(token) = request.query().value("t") {
+    /// The device behind a token, and the second at which that ends.
+    fn shown(&self, now: Moment, token: &[u8]) -> Result<(Option<Arc<Device>>, u64), Reject> {
+        if !token.is_empty() {
             let identity = &self.gateway.identity;
-            let (device, until) = identity.verify_token_until(token.as_bytes(), Protocol::Coap, now.clock)?;
+            let (device, until) = identity.verify_token_until(token, Protocol::Coap, now.clock)?;
             return Ok((Some(device), until));
         }
         if let Some(device) = &self.presumed {
@@ -251,6 +256,7 @@ impl Service {
         now: Moment,
         peer: SocketAddr,
         device: Option<Arc<Device>>,
+        token: &[u8],
         expires_unix: u64,
     ) -> Result<ContextId, Reject> {
         if let Some(stale) = self.contexts.stale(peer, device.as_deref()) {
@@ -260,7 +266,7 @@ impl Service {
             self.close(id, CloseReason::Administrative, now.at);
         }
         let context = self.contexts.open(&self.gateway, peer, device, now.at)?;
-        context.expires_unix = expires_unix;
+        context.show(token, expires_unix);
         Ok(context.id)
     }
 
@@ -606,4 +612,4 @@ fn notification(delivery: &Delivery, each: bool) -> Notification {
 static OUTBOXES: AtomicU64 = AtomicU64::new(0);
 
 /// How often [`Service::sweep`] is worth its while.
-pub const SWEEP_EVERY: Duration = Duration::from_secs(5);
+pub const SWEEP_EVERY: Duration = Duration::from_secs(1);

@@ -95,13 +95,15 @@ impl Driver {
         let mut stop = pin!(shutdown.cancelled());
         loop {
             timer.arm(self.deadline());
-            match self.wait(&mut timer, Some(stop.as_mut())).await {
+            let woken = self.wait(&mut timer, Some(stop.as_mut())).await;
+            let now = Moment::read();
+            match woken {
                 Woken::Shutdown => break,
-                Woken::Socket => self.receive(),
-                Woken::Outbox => self.take_outbox(),
+                Woken::Socket => self.receive(now),
+                Woken::Outbox => self.take_outbox(now),
                 Woken::Time => {}
             }
-            self.after(Moment::read());
+            self.after(now);
         }
         self.drain(&mut timer).await;
     }
@@ -111,13 +113,15 @@ impl Driver {
         let deadline = Instant::now() + Duration::from_millis(self.service.limits().drain_timeout_ms.into());
         while self.endpoint.counters().requests_open > 0 && Instant::now() < deadline {
             timer.arm(Some(self.deadline().map_or(deadline, |at| at.min(deadline))));
-            match self.wait(timer, None).await {
-                Woken::Outbox => self.take_outbox(),
+            let woken = self.wait(timer, None).await;
+            let now = Moment::read();
+            match woken {
+                Woken::Outbox => self.take_outbox(now),
                 // What arrives now finds the gateway draining and is told so.
-                Woken::Socket => self.receive(),
+                Woken::Socket => self.receive(now),
                 Woken::Time | Woken::Shutdown => {}
             }
-            self.after(Moment::read());
+            self.after(now);
         }
         self.service.close_all(CloseReason::ShuttingDown, Instant::now());
         self.after(Moment::read());
@@ -159,11 +163,10 @@ impl Driver {
         .await
     }
 
-    fn receive(&mut self) {
+    fn receive(&mut self, now: Moment) {
         if self.sent < self.batch.len() {
             return;
         }
-        let now = Moment::read();
         let Driver { socket, gateway, endpoint, service, .. } = self;
         let received = datagrams::receive(socket, |datagram| {
             take(gateway, endpoint, service, now, &datagram);
@@ -176,8 +179,8 @@ impl Driver {
         }
     }
 
-    fn take_outbox(&mut self) {
-        engine::take_outbox(&mut self.endpoint, &mut self.service, Moment::read(), &mut self.drained);
+    fn take_outbox(&mut self, now: Moment) {
+        engine::take_outbox(&mut self.endpoint, &mut self.service, now, &mut self.drained);
     }
 
     /// What follows from all that was taken in: timers, events, and the datagrams that go out.
