@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 
+use tidegate::config::Config;
 use tidegate::config::defaults::{self, Key};
 use tidegate::telemetry::{DESCRIPTIONS, Kind};
 
@@ -73,7 +74,57 @@ fn every_limit_is_listed() {
     for key in defaults::keys().iter().filter(is_limit) {
         writeln!(text, "| `{}.{}` | {} | {} |", key.section, key.name, code(&key.default), cell(&key.meaning)).unwrap();
     }
+    text.push_str("\n## Memory\n\n| what | bound | with the defaults |\n|---|---|---|\n");
+    let mut sum = 0;
+    for (what, bound, bytes) in memory(&Config::default()) {
+        sum += bytes;
+        writeln!(text, "| {what} | {bound} | {} |", mebibytes(bytes)).unwrap();
+    }
+    writeln!(text, "| **sum** | | **{}** |", mebibytes(sum)).unwrap();
     generated("docs/limits.md", &text);
+}
+
+/// What the tables can grow to, on a machine with four cores and two forward rules. Sizes of entries are estimates, rounded up.
+fn memory(config: &Config) -> Vec<(&'static str, &'static str, u64)> {
+    const WORKERS: u64 = 4;
+    const RULES: u64 = 2;
+    let (limits, identity, spool) = (&config.limits, &config.identity, &config.spool);
+    let times = |count: u32, bytes: u64| u64::from(count) * bytes;
+    let spool_rule = u64::from(spool.memory_bytes_per_sink_max) + 2 * 262_144;
+    vec![
+        ("the program, its threads and runtimes", "8 MiB", 8 << 20),
+        ("connections and sessions", "`sessions_max` x 2 KiB", times(limits.sessions_max, 2048)),
+        (
+            "sessions whose client is away",
+            "`persistent_sessions_max` x 1 KiB",
+            times(limits.persistent_sessions_max, 1024),
+        ),
+        ("subscriptions", "`subscriptions_max` x 256 B", times(limits.subscriptions_max, 256)),
+        ("last values, retained", "`retained_bytes_max`", limits.retained_bytes_max.bytes()),
+        ("last values, others", "`last_values_bytes_max`", limits.last_values_bytes_max.bytes()),
+        ("rate buckets", "3 x `buckets_max` x 64 B", times(limits.buckets_max, 3 * 64)),
+        (
+            "used JWTs and challenges",
+            "(`jti_max` + `used_challenges_max`) x 100 B",
+            times(identity.jti_max, 100) + times(identity.used_challenges_max, 100),
+        ),
+        ("CoAP exchanges", "workers x `exchanges_max` x 1 KiB", times(limits.exchanges_max, 1024) * WORKERS),
+        ("CoAP observers", "workers x `observers_max` x 512 B", times(limits.observers_max, 512) * WORKERS),
+        (
+            "CoAP block-wise bodies",
+            "workers x `blockwise_bytes_total_max`",
+            limits.blockwise_bytes_total_max.bytes() * WORKERS,
+        ),
+        (
+            "spool",
+            "`pending_bytes_max` + 1 MiB + forward rules x (`memory_bytes_per_sink_max` + 2 x `batch.bytes_max`)",
+            u64::from(spool.pending_bytes_max) + (1 << 20) + RULES * spool_rule,
+        ),
+    ]
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn row(key: &Key) -> String {
