@@ -105,11 +105,16 @@ fn paho_speaks_both_versions_at_every_qos() {
     let gateway = Gateway::start(&Wanted { cloud: vec![cloud.url()], ..Wanted::default() });
     let device = gateway.add_device("paho-1");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/paho_device.py");
-    for version in ["311", "5"] {
+    for (version, transport) in [("311", "tcp"), ("5", "tcp"), ("311", "websockets"), ("5", "websockets")] {
         let (port, jwt) = (gateway.plain.port().to_string(), gateway.jwt(&device));
-        let output = program("PyPI paho-mqtt", &[&support::python(), script, &port, &device.id, &jwt, version]);
-        assert!(output.status.success() && stdout(&output).ends_with("ok\n"), "{version}: {}", said(&output));
-        let expected = format!("from paho {version}");
+        let output =
+            program("PyPI paho-mqtt", &[&support::python(), script, &port, &device.id, &jwt, version, transport]);
+        assert!(
+            output.status.success() && stdout(&output).ends_with("ok\n"),
+            "{version} {transport}: {}",
+            said(&output)
+        );
+        let expected = format!("from paho {version} {transport}");
         wait_until("telemetry arrives", || cloud.by_body().contains_key(&expected));
     }
 }

@@ -1,6 +1,6 @@
 """An MQTT device with paho: connects, subscribes, publishes at every QoS, and gets its own messages back.
 
-paho_device.py PORT DEVICE TOKEN 311|5        Prints `ok` last.
+paho_device.py PORT DEVICE TOKEN 311|5 tcp|websockets        Prints `ok` last.
 """
 
 import queue
@@ -8,9 +8,9 @@ import sys
 
 import paho.mqtt.client as paho
 
-port, device, token, version = sys.argv[1:5]
+port, device, token, version, transport = sys.argv[1:6]
 protocol = paho.MQTTv5 if version == "5" else paho.MQTTv311
-client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=device, protocol=protocol)
+client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=device, protocol=protocol, transport=transport)
 client.username_pw_set(device, token)
 events = queue.Queue()
 client.on_connect = lambda _c, _u, _f, reason, _p: events.put(("connect", reason.is_failure))
@@ -38,7 +38,7 @@ for qos in (0, 1, 2):
     client.publish("plant/paho/x", payload, qos=qos)
     topic, got = wait("message")[1:]
     assert (topic, got) == ("plant/paho/x", payload), (topic, got)
-client.publish("t", f"from paho {version}", qos=1).wait_for_publish(15)
+client.publish("t", f"from paho {version} {transport}", qos=1).wait_for_publish(15)
 client.publish("plant/paho/kept", b"kept", qos=1, retain=True).wait_for_publish(15)
 wait("message")
 client.unsubscribe("plant/paho/#")

@@ -54,7 +54,7 @@ use call::{Call, Prefix};
 use problem::Refused;
 use seats::Seats;
 use strict::Strict;
-use upgrade::Upgrade;
+use upgrade::{Upgrade, Wire};
 
 pub use upgrade::Upgraded;
 
@@ -158,7 +158,8 @@ where
         .max_headers(limits.headers_max as usize)
         .max_header_size(header_bytes_max)
         .max_buf_size(header_bytes_max.max(HTTP1_BUFFER_BYTES_MIN));
-    let io = TokioIo::new(Strict::new(connection.bounded(io, prefix, head), connection.upgrade.switched()));
+    // The type is the one that an upgrade takes back.
+    let io: Wire<IO> = TokioIo::new(Strict::new(connection.bounded(io, prefix, head), connection.upgrade.switched()));
     let service = connection.clone();
     let service = service_fn(move |request| {
         let connection = service.clone();

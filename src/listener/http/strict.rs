@@ -29,6 +29,11 @@ impl<IO> Strict<IO> {
     pub fn new(io: IO, switched: Arc<AtomicBool>) -> Self {
         Strict { io, framing: Framing::default(), switched, stopped: None }
     }
+
+    /// The stream, when it has ceased to be HTTP's.
+    pub fn into_inner(self) -> IO {
+        self.io
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Strict<IO> {

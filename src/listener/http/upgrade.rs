@@ -25,7 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::Body;
 use super::stream::Held;
+use super::strict::Strict;
 use crate::listener::{Deadlined, Prefixed};
+
+/// What an HTTP/1 connection reads and writes.
+pub type Wire<IO> = TokioIo<Strict<Deadlined<Prefixed<IO>>>>;
 
 /// The stream after the handshake, rid of HTTP's deadlines; what the client sent early is read first.
 pub type Upgraded<IO> = Prefixed<IO>;
@@ -107,8 +111,8 @@ impl Upgrade {
         match pending {
             Pending::Mqtt(upgrade) => {
                 // This very type was given to hyper.
-                let parts = upgrade.await.ok()?.downcast::<TokioIo<Deadlined<Prefixed<IO>>>>().ok()?;
-                let (unread, io) = parts.io.into_inner().into_inner().into_parts();
+                let parts = upgrade.await.ok()?.downcast::<Wire<IO>>().ok()?;
+                let (unread, io) = parts.io.into_inner().into_inner().into_inner().into_parts();
                 // hyper read what the prefix held before it read from the stream.
                 let mut early = BytesMut::from(&parts.read_buf[..]);
                 early.extend_from_slice(&unread);
