@@ -101,7 +101,7 @@ pub struct Opened<R> {
     pub session: Arc<Session>,
     /// What the earlier session left, unless a clean start was asked for.
     pub resumed: Option<R>,
-    /// What the earlier session left and a clean start threw away: its subscriptions have to go.
+    /// What the earlier session left and a clean start or its expiry threw away: its subscriptions have to go.
     pub discarded: Option<R>,
     /// The device had no other live session.
     pub first_of_device: bool,
@@ -176,9 +176,9 @@ impl<R> Sessions<R> {
         if inner.live.len() >= self.sessions_max {
             return Err(Reject::Full { limit: "sessions_max", retry_after: FULL_RETRY });
         }
-        let parked = inner.parked.remove(&opening.key).filter(|p| p.expires.is_none_or(|at| at > opening.now));
-        let (resumed, discarded) = match parked {
-            Some(parked) if opening.clean => (None, Some(parked.resume)),
+        let over = |parked: &Parked<R>| parked.expires.is_some_and(|at| at <= opening.now);
+        let (resumed, discarded) = match inner.parked.remove(&opening.key) {
+            Some(parked) if opening.clean || over(&parked) => (None, Some(parked.resume)),
             Some(parked) => (Some((parked.id, parked.resume)), None),
             None => (None, None),
         };
@@ -241,6 +241,26 @@ impl<R> Sessions<R> {
         drop(inner);
         self.ended.notify_waiters();
         (last_of_device, refused)
+    }
+
+    /// Puts back a session that an earlier run had parked; `resume` makes what it left from its new id. Gives it back when there is no room.
+    ///
+    /// # Errors
+    /// What `resume` made, at `parked_max`.
+    pub fn restore(
+        &self,
+        key: SessionKey,
+        expires: Option<Instant>,
+        resume: impl FnOnce(SessionId) -> R,
+    ) -> Result<(), R> {
+        let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
+        let resume = resume(id);
+        let mut inner = self.inner.lock();
+        if inner.parked.len() >= self.parked_max {
+            return Err(resume);
+        }
+        inner.parked.insert(key, Parked { id, resume, expires });
+        Ok(())
     }
 
     /// Forgets parked sessions whose time is over and the standing of devices long gone; gives back what they had left.
@@ -358,6 +378,10 @@ mod tests {
         assert_eq!((opened.resumed, opened.discarded), (None, Some(1)));
 
         let now = Instant::now();
+        sessions.close(&opened.session, Some((3, Some(now))));
+        let opened = sessions.open(opening(&device, "c", false), control).await.unwrap();
+        assert_eq!((opened.resumed, opened.discarded), (None, Some(3)));
+
         sessions.close(&opened.session, Some((2, Some(now + Duration::from_secs(5)))));
         assert!(sessions.sweep(now, 0).is_empty());
         assert_eq!(sessions.sweep(now + Duration::from_secs(6), 0), [2]);

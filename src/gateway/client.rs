@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use portable_atomic::Ordering;
 
+use super::durable::Durable;
 use crate::hub::{Filter, Matches, Outbox};
 use crate::message::{Caller, Topic};
 use crate::policy::Decision;
@@ -21,6 +22,8 @@ pub struct Client {
     pub(super) registry_version: u64,
     /// The subscriptions it holds, to be removed with it.
     pub(super) filters: Vec<(Filter, u64)>,
+    /// What it keeps on disk, if the session is to outlive its connection.
+    pub(super) durable: Option<Durable>,
     /// Reused for canonical topics.
     pub(super) scratch: String,
 }
@@ -50,6 +53,8 @@ impl Client {
 pub struct Resume {
     pub outbox: Arc<Outbox>,
     pub(super) filters: Vec<(Filter, u64)>,
+    /// Its number on disk, if it has one.
+    pub(super) durable: Option<u32>,
     /// The protocol engine's own state.
     pub state: Box<dyn Any + Send>,
 }

@@ -10,6 +10,7 @@
 mod address;
 mod client;
 mod config;
+mod durable;
 mod publish;
 mod restore;
 mod route;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use portable_atomic::{AtomicBool, AtomicU64, Ordering};
+use portable_atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::hub::Hub;
 use crate::identity::Identity;
@@ -39,6 +40,8 @@ use crate::telemetry::meters;
 pub use address::{Address, Part};
 pub use client::{Client, Resume};
 pub use config::{Config, Workers};
+use durable::Durable;
+pub use durable::InFlight;
 pub use publish::{Done, Draft, Published};
 pub use route::{
     BodySize, BoxError, Exchange, ProxyBody, Route, RouteAuth, RouteConfig, Routes, ServedBy, UpstreamFault,
@@ -87,6 +90,8 @@ pub struct Gateway {
     logins_per_address: KeyedBuckets<AddressKey>,
     per_rule: KeyedBuckets<(u32, u32)>,
     sequence: AtomicU64,
+    /// Of the next persistent session.
+    next_number: AtomicU32,
     draining: AtomicBool,
     started: Instant,
 }
@@ -148,6 +153,7 @@ impl Gateway {
             forwards,
             snapshot: ArcSwap::from_pointee(Snapshot { version: 1, rules }),
             sequence: AtomicU64::new(1),
+            next_number: AtomicU32::new(1),
             draining: AtomicBool::new(false),
             started: now,
         }
@@ -213,14 +219,25 @@ impl Gateway {
         if role.is_empty() { Err(Reject::Unauthenticated) } else { Ok(role) }
     }
 
-    /// Begins a session; a live one of the same client is taken over.
+    /// Begins a session that ends with its connection, or that only memory keeps; otherwise as [`open_persistent`](Gateway::open_persistent).
+    ///
+    /// # Errors
+    /// As [`open_persistent`](Gateway::open_persistent).
+    ///
+    /// # Cancel safety
+    /// Nothing has begun unless it completes.
+    pub async fn open(&self, open: Open<'_>, now: Instant) -> Result<Opened, Reject> {
+        self.open_persistent(open, 0, now).await
+    }
+
+    /// Begins a session that is kept on disk for `expiry_secs` after its connection, for ever at `u32::MAX`; a live one of the same client is taken over.
     ///
     /// # Errors
     /// [`Reject::Full`] at `sessions_max`, [`Reject::ShuttingDown`], [`Reject::Unauthenticated`] for an anonymous caller where there are none.
     ///
     /// # Cancel safety
     /// Nothing has begun unless it completes.
-    pub async fn open(&self, open: Open<'_>, now: Instant) -> Result<Opened, Reject> {
+    pub async fn open_persistent(&self, open: Open<'_>, expiry_secs: u32, now: Instant) -> Result<Opened, Reject> {
         if self.is_draining() {
             return Err(Reject::ShuttingDown);
         }
@@ -257,13 +274,18 @@ impl Gateway {
             self.discard(discarded);
         }
         meters().of(open.protocol).sessions.increment(1);
-        let (filters, resumed) = match opened.resumed {
+        let (filters, number, resumed) = match opened.resumed {
             Some(resume) => {
                 resume.outbox.unpark();
-                (resume.filters, Some(resume.state))
+                (resume.filters, resume.durable, Some(resume.state))
             }
-            None => (Vec::new(), None),
+            None => (Vec::new(), None, None),
         };
+        let number = number.or_else(|| (expiry_secs > 0).then(|| self.new_number()));
+        let durable = number.map(|number| Durable { number, expiry_secs });
+        if let Some(durable) = durable {
+            self.store_session(durable, &opened.session.key, None);
+        }
         let session = opened.session;
         // `control` always ran: it is what made the session.
         let outbox = own.unwrap_or_else(|| Arc::new(Outbox::new(session.id, limits)));
@@ -279,6 +301,7 @@ impl Gateway {
             routes: client::TopicRoutes::default(),
             registry_version,
             filters,
+            durable,
             scratch: String::new(),
         };
         Ok(Opened { client, resumed })
@@ -286,16 +309,24 @@ impl Gateway {
 
     /// Ends a session, keeping what the protocol asks to keep.
     pub fn close(&self, client: Client, keep: Option<Keep>, now: Instant) {
-        let Client { session, outbox, filters, caller, .. } = client;
+        let Client { session, outbox, filters, caller, durable, .. } = client;
         meters().of(caller.protocol).sessions.decrement(1);
         let keep = match keep {
             Some(keep) => {
                 outbox.park();
                 let expires = keep.expiry.map(|expiry| now + expiry);
-                Some((Resume { outbox, filters, state: keep.state }, expires))
+                if let Some(durable) = durable {
+                    let secs = keep.expiry.map_or(u32::MAX, |e| u32::try_from(e.as_secs()).unwrap_or(u32::MAX - 1));
+                    self.store_session(Durable { expiry_secs: secs, ..durable }, &session.key, Some(wall_ms()));
+                }
+                let durable = durable.map(|durable| durable.number);
+                Some((Resume { outbox, filters, state: keep.state, durable }, expires))
             }
             None => {
                 self.remove_subscriptions(&outbox, &filters);
+                if let Some(Durable { number, .. }) = durable {
+                    self.forget_session(number, &filters);
+                }
                 None
             }
         };
@@ -364,6 +395,9 @@ impl Gateway {
 
     fn discard(&self, resume: Resume) {
         self.remove_subscriptions(&resume.outbox, &resume.filters);
+        if let Some(number) = resume.durable {
+            self.forget_session(number, &resume.filters);
+        }
     }
 
     fn remove_subscriptions(&self, outbox: &Outbox, filters: &[(Filter, u64)]) {

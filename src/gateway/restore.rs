@@ -1,4 +1,4 @@
-//! What survives a restart: retained values, as rows of the spool.
+//! What survives a restart: sessions (`durable`), and retained values, as rows of the spool.
 //!
 //! Rows are written with the group commit of the messages that change them. A retained value that a device published at `QoS` 1 or 2 is on disk
 //! before it is acknowledged; at `QoS` 0 it follows within `ack_delay_ms`.
@@ -17,6 +17,7 @@ impl Gateway {
     /// The spool cannot be read.
     pub fn restore(&self, now: Instant) -> Result<(), spool::Error> {
         self.restore_retained()?;
+        self.restore_sessions(now)?;
         self.end_presence(now);
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::durable::canonical_filter;
 use super::publish::forbidden;
 use super::{Action, Address, Client, Gateway, Message, Reject, Topic, wall_ms};
 use crate::hub::{Delivery, Filter, SubscribeOptions};
@@ -76,6 +77,7 @@ impl Gateway {
         options.view = Address::view(&Filter::parse(text)?.pattern, client.caller.device.as_ref().map(|d| &d.id));
         let granted = options.clone();
         self.hub.subscribe(&filter, &client.outbox, tag, options)?;
+        self.store_subscription(client, &filter, tag, text, &granted);
         let wanted = match send {
             SendRetained::Always => true,
             SendRetained::IfNew => is_new,
@@ -107,6 +109,7 @@ impl Gateway {
     pub fn unsubscribe(&self, client: &mut Client, text: &str, tag: u64) -> bool {
         let Ok(filter) = self.canonical_filter(client, text) else { return false };
         client.filters.retain(|(f, t)| !(*f == filter && *t == tag));
+        self.remove_subscription(client, &filter, tag);
         self.hub.unsubscribe(&filter, client.outbox.session(), tag)
     }
 
@@ -147,11 +150,6 @@ impl Gateway {
     }
 
     fn canonical_filter(&self, client: &Client, text: &str) -> Result<Filter, Reject> {
-        let mut filter = Filter::parse(text)?;
-        let device = client.caller.device.as_ref().map(|d| &d.id);
-        let mut buffer = String::new();
-        let pattern: Box<str> = Address::from_mqtt(&filter.pattern).canonical(device, &mut buffer)?.into();
-        filter.pattern = pattern;
-        Ok(filter)
+        canonical_filter(&Filter::parse(text)?, client.caller.device.as_ref().map(|d| &d.id))
     }
 }

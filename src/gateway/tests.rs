@@ -6,7 +6,7 @@ use super::*;
 use crate::hub::{SubscribeOptions, View};
 use crate::identity::{self, NewDevice, Registry};
 use crate::policy::{RuleConfig, RuleSource};
-use crate::spool::{self, SinkConfig};
+use crate::spool::{self, Kind, SinkConfig};
 
 mod durable;
 

@@ -16,6 +16,12 @@ use crate::message::Message;
 pub enum Kind {
     /// A retained value; the key is its topic.
     Retained = 1,
+    /// A persistent session; the key is its number, as in those that follow.
+    Session = 2,
+    /// A subscription; the number, and the filter.
+    Subscription = 3,
+    /// A number that only grows; the key is its name.
+    Counter = 4,
 }
 
 /// Rows to be written, None to be deleted.

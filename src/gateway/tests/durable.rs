@@ -83,3 +83,96 @@ async fn nobody_is_present_after_a_kill() {
     let killed = fixture.killed(|_| {});
     assert!(value(&killed, "dev/a/presence").unwrap().contains("\"online\":false"));
 }
+
+async fn open_persistent(fixture: &Fixture, id: &str, clean: bool, expiry_secs: u32) -> Opened {
+    let device = fixture.gateway.identity.device(&DeviceId::parse(id).unwrap());
+    let peer = ([127, 0, 0, 1], 9).into();
+    let open = Open { device, protocol: Protocol::Mqtt, peer, client: "client", clean, mailbox: Mailbox::Own };
+    fixture.gateway.open_persistent(open, expiry_secs, Instant::now()).await.unwrap()
+}
+
+/// Waits until everything that was set is on disk.
+async fn settle(fixture: &Fixture) {
+    let mut client = fixture.open("op", Protocol::Http, true).await.client;
+    fixture.publish_stored(&mut client, "plant/settled", retained("x"));
+}
+
+fn keep(secs: u64) -> Option<Keep> {
+    Some(Keep { state: Box::new(InFlight::default()), expiry: Some(Duration::from_secs(secs)) })
+}
+
+#[tokio::test]
+async fn a_persistent_session_and_its_subscriptions_survive_a_kill() {
+    for parked in [false, true] {
+        let fixture = Fixture::new();
+        let mut a = open_persistent(&fixture, "a", true, 600).await.client;
+        fixture.subscribe(&mut a, "c/#").unwrap();
+        fixture.subscribe(&mut a, "$share/group/dev/a/shared").unwrap();
+        fixture.subscribe(&mut a, "dev/a/not-any-more").unwrap();
+        assert!(fixture.gateway.unsubscribe(&mut a, "dev/a/not-any-more", 0));
+        if parked {
+            fixture.gateway.close(a, keep(600), Instant::now());
+        }
+        settle(&fixture).await;
+
+        let killed = fixture.killed(|_| {});
+        assert_eq!(killed.gateway.hub.subscriptions(), 2);
+        let mut operator = killed.client("op").await;
+        killed.publish(&mut operator, "dev/a/cmd/1/x", draft("1", Qos::AtLeastOnce)).unwrap();
+        killed.publish(&mut operator, "dev/a/shared", draft("1", Qos::AtLeastOnce)).unwrap();
+        killed.publish(&mut operator, "dev/a/not-any-more", draft("1", Qos::AtLeastOnce)).unwrap();
+        let opened = open_persistent(&killed, "a", false, 600).await;
+        assert!(opened.resumed.is_some_and(|state| state.is::<InFlight>()));
+        assert_eq!(topics(&opened.client), ["c/1/x", "dev/a/shared"]);
+        // What it had is what it can end.
+        let mut a = opened.client;
+        assert!(killed.gateway.unsubscribe(&mut a, "c/#", 0));
+        assert!(killed.gateway.unsubscribe(&mut a, "$share/group/dev/a/shared", 0));
+        assert_eq!(killed.gateway.hub.subscriptions(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_ended_leaves_nothing_on_disk() {
+    let fixture = Fixture::new();
+    // By its own end, by a clean start, by its expiry, by a limit.
+    let mut a = open_persistent(&fixture, "a", false, 600).await.client;
+    fixture.subscribe(&mut a, "c/#").unwrap();
+    fixture.gateway.close(a, None, Instant::now());
+    let mut b = open_persistent(&fixture, "b", false, 600).await.client;
+    fixture.subscribe(&mut b, "c/#").unwrap();
+    fixture.gateway.close(b, keep(600), Instant::now());
+    let b = fixture.client("b").await;
+    fixture.gateway.close(b, None, Instant::now());
+    let mut s = open_persistent(&fixture, "a", false, 600).await.client;
+    fixture.subscribe(&mut s, "c/#").unwrap();
+    fixture.gateway.close(s, keep(0), Instant::now());
+    fixture.gateway.tick(Instant::now());
+    settle(&fixture).await;
+    for kind in [Kind::Session, Kind::Subscription] {
+        let mut rows = 0;
+        fixture.gateway.spool.rows(kind, |_, _| rows += 1).unwrap();
+        assert_eq!(rows, 0, "{kind:?}");
+    }
+    assert_eq!(fixture.gateway.hub.subscriptions(), 0);
+    assert!(open_persistent(&fixture.killed(|_| {}), "a", false, 600).await.resumed.is_none());
+}
+
+#[tokio::test]
+async fn expiry_goes_on_over_a_kill_and_numbers_are_not_given_again() {
+    let fixture = Fixture::new();
+    let a = open_persistent(&fixture, "a", true, 600).await.client;
+    fixture.gateway.close(a, keep(1), Instant::now());
+    let b = open_persistent(&fixture, "b", true, 600).await.client;
+    fixture.gateway.close(b, keep(600), Instant::now());
+    settle(&fixture).await;
+    let killed = fixture.killed(|_| {});
+    assert_eq!(killed.gateway.sessions.counts().1, 2);
+    let later = Instant::now() + Duration::from_secs(2);
+    killed.gateway.tick(later);
+    assert_eq!(killed.gateway.sessions.counts().1, 1);
+    settle(&killed).await;
+    let again = killed.killed(|limits| limits.persistent_sessions_max = 0);
+    assert_eq!(again.gateway.sessions.counts().1, 0);
+    assert_eq!(again.gateway.new_number(), 3);
+}

@@ -1,17 +1,18 @@
 //! CONNECT to CONNACK: who the client is, and which session it gets.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_auth::enhanced;
-use tidegate_mqtt::{Accept, ConnectEvent, Reason, SessionState, Version, WillMessage};
+use tidegate_mqtt::{Accept, ConnectEvent, PacketId, Reason, SessionState, Version, WillMessage};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Shared;
 use super::link::{Link, Out, now};
 use super::outcome;
 use crate::gateway::{
-    Channel, Client, Delivery, Gateway, Login, Mailbox, MqttPending, MqttStep, Now, Open, PublicKey, wall_ms,
+    Channel, Client, Delivery, Gateway, InFlight, Login, Mailbox, MqttPending, MqttStep, Now, Open, PublicKey, wall_ms,
 };
 use crate::listener::ConnectionInfo;
 use crate::message::{Device, Protocol, Reject};
@@ -156,16 +157,15 @@ pub async fn enter<IO: AsyncRead + AsyncWrite + Unpin>(
         clean: clean_start,
         mailbox: Mailbox::Own,
     };
-    let opened = gateway.open(open, now()).await.map_err(|reject| {
+    let opened = gateway.open_persistent(open, granted, now()).await.map_err(|reject| {
         meters().mqtt.reject(&reject);
         outcome::connack(&reject)
     })?;
     let client = opened.client;
     client.seen(wall_ms());
-    // Every session of this protocol was left by this module, so the state is of this type.
-    let session = opened.resumed.and_then(|state| state.downcast::<SessionState<Delivery>>().ok());
+    let session = opened.resumed.map(resumed);
     let accept = Accept {
-        session: session.map(|state| *state),
+        session,
         assigned_client_id: assigned.as_deref(),
         session_expiry_secs: (granted != session_expiry_secs).then_some(granted),
         auth_data: data.as_deref(),
@@ -175,6 +175,19 @@ pub async fn enter<IO: AsyncRead + AsyncWrite + Unpin>(
     link.engine.accept(accept, &mut out.bytes);
     let names = (version == Version::V5 && auth.is_some()).then(|| Box::new(Names { username, client_id }));
     Ok((Entered { client, expires, expiry_secs: granted, will: will.map(Box::new), names }, out))
+}
+
+/// The engine's state of a session that goes on: what this module left, or what the gateway has read from disk.
+fn resumed(state: Box<dyn Any + Send>) -> SessionState<Delivery> {
+    let stored = match state.downcast::<SessionState<Delivery>>() {
+        Ok(state) => return *state,
+        Err(state) => state.downcast::<InFlight>().unwrap_or_default(),
+    };
+    let mut session = SessionState::new();
+    for id in stored.unreleased.iter().filter_map(|id| PacketId::new(*id)) {
+        session.restore_unreleased(id);
+    }
+    session
 }
 
 /// The Session Expiry Interval that a client gets.
