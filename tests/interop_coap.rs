@@ -44,6 +44,34 @@ fn coap_client_publishes_reads_and_is_told_no() {
 }
 
 #[test]
+fn coap_client_sends_long_bodies_in_blocks_over_loss_and_over_tcp() {
+    let gateway = Gateway::start(&Wanted::default());
+    let device = gateway.add_device("coap-2");
+    let token = gateway.coap_token(&mut CoapClient::connect(gateway.coap).unwrap(), &device);
+    let long = "0123456789abcdef".repeat(400);
+    let file = gateway.path("long.txt");
+    std::fs::write(&file, &long).unwrap();
+    let file = file.to_str().unwrap();
+    let (udp, tcp) = (format!("coap://{}/ps/plant", gateway.coap), format!("coap+tcp://{}/ps/plant", gateway.plain));
+    // The address that asks has shown nothing but a token: the client is sent an Echo first, and brings it back by itself.
+    for (name, base, options) in [
+        ("plain", &udp, &[][..]),
+        ("small-blocks", &udp, &["-b", "64"]),
+        // Its first and fourth datagram are lost.
+        ("loss", &udp, &["-l", "1,4", "-B", "25"]),
+        ("tcp", &tcp, &[]),
+    ] {
+        let url = format!("{base}/{name}?t={token}");
+        let put = [options, &["-m", "put", "-f", file, &url]].concat();
+        assert_eq!(coap_client(&put).trim(), "", "{name}");
+        let got = coap_client(&[options, &["-m", "get", &url]].concat());
+        assert!(got.trim() == long, "{name}: {} bytes, {}", got.len(), got.get(..80).unwrap_or(&got));
+    }
+    let stranger = coap_client(&["-m", "post", "-e", "x", &format!("coap+tcp://{}/t", gateway.plain)]);
+    assert!(stranger.contains("4.01"), "{stranger}");
+}
+
+#[test]
 fn coap_client_observes_what_mqtt_publishes() {
     let gateway = Gateway::start(&Wanted::default());
     let (reader, writer) = (gateway.add_device("reader"), gateway.add_device("writer"));
