@@ -1,0 +1,338 @@
+//! CoAP over UDP: confirmable GET and PUT, each client with one request on its way.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Interest, Poll, Token};
+use tidegate_auth::exchange::{ChallengeRequest, SessionAnswer, SessionRequest};
+use tidegate_auth::{CbType, Proto, Transcript, text};
+
+use crate::compare::{Contender, Options};
+use crate::gateway::{Devices, Gateway, Role, Setup, device_id};
+use crate::histogram::Histogram;
+use crate::peers::Peer;
+use crate::process::Process;
+use crate::report::{Sample, Section};
+use crate::{Failure, Result};
+
+const GET: u8 = 1;
+const POST: u8 = 2;
+const PUT: u8 = 3;
+const PAYLOAD: &[u8; 64] = b"{\"celsius\":21.53,\"humidity\":0.6134,\"battery\":3.71,\"n\":12345678}.";
+/// RFC 7252 section 4.8.
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Message ids of one endpoint must not come again within 247 s: after so many a client takes a new port.
+const REQUESTS_PER_PORT: u32 = 60_000;
+const WARM_UP: Duration = Duration::from_millis(500);
+
+pub fn run(options: &Options) -> Section {
+    let mut section = Section::new("CoAP over UDP, confirmable, one request at a time per client", "request");
+    let contenders = options.contenders(&[Peer::Libcoap], &mut section);
+    for (method, name) in [(GET, "GET"), (PUT, "PUT, 64 bytes")] {
+        for clients in [32, 256, 2_000] {
+            let load = format!("{name}, {clients} clients");
+            options.compare(&mut section, &load, &contenders, &[(Peer::Libcoap, 0.45)], |contender| match contender {
+                Contender::Peer(peer) => {
+                    let server = peer.start(&[])?;
+                    let path = if method == GET { "time" } else { "example_data" };
+                    let requests = vec![request(method, &[path], None, payload(method)); clients];
+                    measure(options, &server.process, server.address, &requests)
+                }
+                Contender::Tidegate { binary, .. } => {
+                    let setup = Setup { devices: clients, ..Setup::default() };
+                    let (server, devices) = Gateway::prepare(binary, setup)?.start()?;
+                    let mut requests = Vec::with_capacity(clients);
+                    for index in 0..clients {
+                        let query = log_in(&devices, index)?;
+                        if method == GET {
+                            let state = request(PUT, &["s"], Some(&query), PAYLOAD);
+                            ask(devices.coap, &state)?;
+                        }
+                        requests.push(request(method, &["s"], Some(&query), payload(method)));
+                    }
+                    measure(options, &server.process, devices.coap, &requests)
+                }
+            });
+        }
+    }
+    section
+        .remarks
+        .push("GET: libcoap's `/time` (15 bytes), Tidegate's `/s` (the device's state, 64 bytes, with a token in each request).".into());
+    section
+}
+
+fn payload(method: u8) -> &'static [u8] {
+    if method == GET { b"" } else { PAYLOAD }
+}
+
+/// The challenge flow of the wire contract; gives the query that proves the device from then on.
+fn log_in(devices: &Devices, index: usize) -> Result<String> {
+    let id = device_id(Role::Sensor, index);
+    let key = devices.secret_key(Role::Sensor, index);
+    let mut client_nonce = [7; 16];
+    client_nonce[..8].copy_from_slice(&(index as u64).to_le_bytes());
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(devices.coap)?;
+    let question = ChallengeRequest { device_id: id.clone(), client_nonce }.to_cbor();
+    let answer = ask_on(&socket, 1, &request(POST, &["auth", "c"], None, &question))?;
+    let challenge: [u8; 38] = answer.as_slice().try_into().map_err(|_| Failure::new("no challenge from /auth/c"))?;
+    let transcript = Transcript {
+        proto: Proto::Coap,
+        cb_type: CbType::None,
+        gateway_id: devices.gateway_id(),
+        device_id: &id,
+        key_id: key.public().key_id(),
+        client_nonce: &client_nonce,
+        challenge: &challenge,
+        channel_binding: &[],
+        ctx: &[],
+    };
+    let signature = transcript.sign(&key).map_err(|error| Failure::new(error.to_string()))?;
+    let key_id = key.public().key_id();
+    let proof =
+        SessionRequest { device_id: id, key_id, client_nonce, challenge, cb_type: CbType::None, signature }.to_cbor();
+    let answer = ask_on(&socket, 2, &request(POST, &["auth", "s"], None, &proof))?;
+    let session = SessionAnswer::from_cbor(&answer).ok_or_else(|| Failure::new("no token from /auth/s"))?;
+    Ok(format!("t={}", text::base64url(&session.access_token)))
+}
+
+/// An empty confirmable message, which every server answers by a reset.
+pub fn answers_ping(address: SocketAddr) -> bool {
+    let exchange = || -> std::io::Result<bool> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        socket.send(&[0x40, 0, 0, 1])?;
+        let mut answer = [0; 16];
+        Ok(socket.recv(&mut answer)? >= 4)
+    };
+    exchange().unwrap_or(false)
+}
+
+fn ask(server: SocketAddr, request: &[u8]) -> Result<Vec<u8>> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.connect(server)?;
+    ask_on(&socket, 1, request)
+}
+
+/// One request and the payload of its success.
+fn ask_on(socket: &UdpSocket, number: u16, request: &[u8]) -> Result<Vec<u8>> {
+    socket.set_read_timeout(Some(ACK_TIMEOUT))?;
+    let mut message = request.to_vec();
+    number_it(&mut message, number);
+    let mut buffer = [0; 1500];
+    for _ in 0..3 {
+        socket.send(&message)?;
+        let Ok(count) = socket.recv(&mut buffer) else { continue };
+        let answer = &buffer[..count];
+        let code = answer.get(1).copied().unwrap_or_default();
+        if code >> 5 != 2 {
+            return Err(Failure::new(format!("answer {}.{:02}", code >> 5, code & 31)));
+        }
+        let payload = answer.iter().skip(8).position(|byte| *byte == 0xFF).map_or(count, |at| at + 9);
+        return Ok(answer[payload..].to_vec());
+    }
+    Err(Failure::new("no answer"))
+}
+
+/// A confirmable request with a token of four bytes; message id and token are set by `number_it`.
+fn request(method: u8, path: &[&str], query: Option<&str>, payload: &[u8]) -> Vec<u8> {
+    let mut message = vec![0x44, method, 0, 0, 0, 0, 0, 0];
+    let mut last = 0;
+    let mut option = |number: u8, value: &[u8]| {
+        let delta = (number - last) << 4;
+        match u8::try_from(value.len()) {
+            Ok(length @ 0..=12) => message.push(delta | length),
+            length => message.extend([delta | 13, length.unwrap_or(u8::MAX) - 13]),
+        }
+        message.extend_from_slice(value);
+        last = number;
+    };
+    path.iter().for_each(|segment| option(11, segment.as_bytes()));
+    if let Some(query) = query {
+        option(15, query.as_bytes());
+    }
+    if !payload.is_empty() {
+        message.push(0xFF);
+        message.extend_from_slice(payload);
+    }
+    message
+}
+
+fn number_it(message: &mut [u8], number: u16) {
+    let bytes = number.to_be_bytes();
+    message[2..4].copy_from_slice(&bytes);
+    message[4..6].copy_from_slice(&bytes);
+}
+
+struct Client {
+    socket: mio::net::UdpSocket,
+    message: Vec<u8>,
+    number: u16,
+    on_this_port: u32,
+    sent: Instant,
+    tries: u32,
+}
+
+#[derive(Default)]
+struct Counts {
+    answered: u64,
+    refused: u64,
+    again: u64,
+}
+
+struct Load {
+    poll: Poll,
+    events: Events,
+    clients: Vec<Client>,
+    server: SocketAddr,
+    counts: Counts,
+    latency: Histogram,
+}
+
+fn measure(options: &Options, process: &Process, server: SocketAddr, requests: &[Vec<u8>]) -> Result<Sample> {
+    let mut load = Load {
+        poll: Poll::new()?,
+        events: Events::with_capacity(1024),
+        clients: Vec::new(),
+        server,
+        counts: Counts::default(),
+        latency: Histogram::new(),
+    };
+    for message in requests {
+        let socket = load.open(load.clients.len())?;
+        load.clients.push(Client {
+            socket,
+            message: message.clone(),
+            number: 0,
+            on_this_port: 0,
+            sent: Instant::now(),
+            tries: 0,
+        });
+    }
+    for at in 0..load.clients.len() {
+        load.next(at)?;
+    }
+    load.run(WARM_UP)?;
+    load.latency.clear();
+    load.counts = Counts::default();
+    let (cpu, start) = (process.cpu_seconds(), Instant::now());
+    load.run(Duration::from_secs_f64(options.seconds))?;
+    let (seconds, cpu_after) = (start.elapsed().as_secs_f64(), process.cpu_seconds());
+    let Counts { answered, refused, again } = load.counts;
+    if refused > answered / 100 {
+        return Err(Failure::new(format!("{refused} of {answered} requests refused")));
+    }
+    let mut notes = Vec::new();
+    if again > 0 {
+        notes.push(format!("{again} sent again"));
+    }
+    Ok(Sample {
+        units: answered,
+        seconds,
+        cpu_seconds: cpu_after - cpu,
+        p99_us: load.latency.quantile_us(0.99),
+        pss_bytes: Some(process.pss_bytes()),
+        lost: None,
+        notes,
+    })
+}
+
+impl Load {
+    fn open(&self, token: usize) -> Result<mio::net::UdpSocket> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(self.server)?;
+        socket.set_nonblocking(true)?;
+        let mut socket = mio::net::UdpSocket::from_std(socket);
+        self.poll.registry().register(&mut socket, Token(token), Interest::READABLE)?;
+        Ok(socket)
+    }
+
+    fn run(&mut self, duration: Duration) -> Result<()> {
+        let end = Instant::now() + duration;
+        let mut check = Instant::now() + ACK_TIMEOUT / 4;
+        let mut buffer = [0; 1500];
+        loop {
+            self.poll.poll(&mut self.events, Some(Duration::from_millis(20)))?;
+            let ready: Vec<usize> = self.events.iter().map(|event| event.token().0).collect();
+            let now = Instant::now();
+            for at in ready {
+                self.receive(at, now, &mut buffer)?;
+            }
+            if now > check {
+                check = now + ACK_TIMEOUT / 4;
+                self.send_again(now)?;
+            }
+            if now > end {
+                return Ok(());
+            }
+        }
+    }
+
+    fn receive(&mut self, at: usize, now: Instant, buffer: &mut [u8]) -> Result<()> {
+        loop {
+            let client = &mut self.clients[at];
+            let count = match client.socket.recv(buffer) {
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(Failure::new(format!("the server is gone: {error}"))),
+            };
+            let Some([kind, code, high, low]) = buffer.get(..4).filter(|_| count >= 4) else { continue };
+            // A piggy-backed answer; what belongs to an earlier try is not counted again.
+            if kind & 0xF0 == 0x60 && u16::from_be_bytes([*high, *low]) == client.number {
+                self.latency.add((now - client.sent).as_nanos() as u64);
+                self.counts.answered += 1;
+                self.counts.refused += u64::from(code >> 5 != 2);
+                self.next(at)?;
+            }
+        }
+    }
+
+    fn next(&mut self, at: usize) -> Result<()> {
+        if self.clients[at].on_this_port >= REQUESTS_PER_PORT {
+            self.clients[at].socket = self.open(at)?;
+            self.clients[at].on_this_port = 0;
+        }
+        let client = &mut self.clients[at];
+        client.on_this_port += 1;
+        client.number = client.number.wrapping_add(1);
+        number_it(&mut client.message, client.number);
+        client.tries = 0;
+        client.send()
+    }
+
+    fn send_again(&mut self, now: Instant) -> Result<()> {
+        for client in &mut self.clients {
+            if now.saturating_duration_since(client.sent) > ACK_TIMEOUT * (1 << client.tries.min(4)) {
+                client.tries += 1;
+                self.counts.again += 1;
+                client.send()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Client {
+    fn send(&mut self) -> Result<()> {
+        self.sent = Instant::now();
+        match self.socket.send(&self.message) {
+            Ok(_) => Ok(()),
+            // Lost, as on any link: it is sent again.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(Failure::new(format!("the server is gone: {error}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_its_options_in_order() {
+        let bytes = request(PUT, &["s"], Some("t=abcdefghijklm"), b"x");
+        assert_eq!(bytes, b"\x44\x03\x00\x00\x00\x00\x00\x00\xB1s\x4D\x02t=abcdefghijklm\xFFx");
+    }
+}
