@@ -91,3 +91,12 @@ fn tail_follows_messages() {
     let topics: Vec<&str> = lines.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(topics, ["http dev/sensor-1/telemetry 0", "http dev/sensor-1/telemetry 1"]);
 }
+
+#[test]
+fn top_shows_who_is_busy() {
+    let gateway = gateway();
+    let words = ["top", "--interval", "1", "--count", "1"];
+    let screen = gateway.command_ok(&words);
+    assert!(screen.contains("messages: 0.0/s in") && !screen.contains('\x1b'), "{screen}");
+    assert_eq!(json(&gateway, &words)["status"]["ready"], true);
+}

@@ -18,6 +18,7 @@ mod shown;
 mod spool;
 mod status;
 mod tail;
+mod top;
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -71,6 +72,8 @@ enum Command {
     Policy(policy::Arguments),
     /// Show the running gateway: readiness, listeners, sessions, upstreams, queues.
     Status,
+    /// Watch the running gateway: rates, queues, the busiest sessions.
+    Top(top::Arguments),
     /// Follow messages as they pass through the running gateway.
     Tail(tail::Arguments),
     /// Look at the queues to the cloud: what waits, what was lost and why; empty one.
@@ -112,6 +115,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Device(arguments) => device::run(context, arguments),
         Command::Policy(arguments) => policy::run(context, &arguments),
         Command::Status => status::run(context),
+        Command::Top(arguments) => top::run(context, &arguments),
         Command::Tail(arguments) => tail::run(context, &arguments),
         Command::Spool(arguments) => spool::run(context, &arguments),
         Command::Completions(arguments) => completions::run(context, &mut Cli::command(), arguments),
