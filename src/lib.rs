@@ -28,9 +28,11 @@ pub mod worker;
 
 use std::fmt;
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use admin::{Check, ListenerFacts};
 use config::{Config, Inputs, Loaded};
-use gateway::{ForwardTopics, Gateway, Routes, Rules};
+use gateway::{Exchange, ForwardTopics, Gateway, ProxyBody, Routes, Rules, ServedBy, UpstreamFault};
 use identity::Identity;
 use listener::{Adapters, Listener, Permits};
 use spool::Spool;
@@ -187,7 +189,7 @@ pub fn start(loaded: Loaded, inputs: Inputs) -> Result<Running, StartError> {
         config: ArcSwap::from_pointee(config),
     });
     let control = start_control(&parts, admin_socket, spool).map_err(StartError::Worker)?;
-    let workers = match start_workers(&gateway, access_log, bound.sockets) {
+    let workers = match start_workers(&gateway, &upstreams, access_log, bound.sockets) {
         Ok(workers) => workers,
         Err(error) => {
             control.shutdown_token().cancel();
@@ -251,9 +253,11 @@ fn rules(config: &Config, policy: policy::Policy) -> Rules {
 
 fn start_workers(
     gateway: &Arc<Gateway>,
+    upstreams: &Upstreams,
     access_log: Option<Arc<AccessLog>>,
     sockets: Vec<listener::Sockets>,
 ) -> Result<worker::Workers, worker::Error> {
+    let (upstreams, logs) = (upstreams.clone(), access_log.is_some());
     let adapters = Adapters::new(gateway.clone(), access_log);
     let permits = Arc::new(Permits::default());
     let count = sockets.len();
@@ -261,8 +265,44 @@ fn start_workers(
     let sockets = Mutex::new(sockets.into_iter().map(Some).collect::<Vec<_>>());
     worker::start(count, CancellationToken::new(), move |worker| {
         let sockets = sockets.lock().get_mut(worker.index).and_then(Option::take).unwrap_or_default();
-        listener::run(worker, sockets, permits.clone(), adapters.clone())
+        let (permits, adapters, upstreams) = (permits.clone(), adapters.clone(), upstreams.clone());
+        async move {
+            let way_out = WayOut { proxy: upstreams.proxy(&worker.tasks), logs };
+            listener::run(worker, sockets, permits, adapters.with_exchange(Arc::new(way_out))).await;
+        }
     })
+}
+
+/// One worker's way to the upstreams, as the gateway asks for it.
+struct WayOut {
+    proxy: upstream::Proxy,
+    /// Whether anybody writes down who served a request.
+    logs: bool,
+}
+
+impl Exchange for WayOut {
+    fn exchange<'a>(
+        &'a self,
+        to: &'a str,
+        key: u64,
+        request: http::Request<ProxyBody>,
+        deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = Result<http::Response<ProxyBody>, UpstreamFault>> + Send + 'a>> {
+        Box::pin(async move {
+            match self.proxy.exchange(to, key, request, deadline).await {
+                Ok(upstream::Answer { mut response, endpoint }) => {
+                    if self.logs {
+                        response.extensions_mut().insert(ServedBy(endpoint));
+                    }
+                    Ok(response)
+                }
+                Err(upstream::Fault::Unreachable) => Err(UpstreamFault::Unreachable),
+                Err(upstream::Fault::Unavailable) => Err(UpstreamFault::Unavailable),
+                Err(upstream::Fault::Timeout) => Err(UpstreamFault::Timeout),
+                Err(upstream::Fault::RequestBody) => Err(UpstreamFault::RequestBody),
+            }
+        })
+    }
 }
 
 /// The runtime beside the workers: admin side, forwarders, bridges, health checks, housekeeping.

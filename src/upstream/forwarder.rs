@@ -35,7 +35,8 @@ pub struct Forwarder {
     pub reader: Reader,
     pub gateway: Arc<str>,
     pub replays: Arc<Replays>,
-    pub tasks: Tasks,
+    /// Where connections are driven.
+    pub connections: Tasks,
 }
 
 /// How sending one request ended.
@@ -167,7 +168,7 @@ impl Forwarder {
             let verdict = {
                 // While it backs off it is no replay that others have to wait for.
                 let _replay = replayed.then(|| self.replays.begin(self.rule.queue.priority));
-                finish(self.client.deliver(post, &self.tasks), shutdown).await?
+                finish(self.client.deliver(post, &self.connections), shutdown).await?
             };
             let (why, at_least, at_most) = match verdict {
                 Verdict::Taken => {

@@ -134,7 +134,7 @@ impl Upstreams {
 
     /// A worker's way to the HTTP upstreams, for the request plane. To be made on its runtime.
     pub fn proxy(&self, tasks: &Tasks) -> Proxy {
-        Proxy::new(&self.0, tasks)
+        Proxy::new(&self.0, &own_tasks(tasks))
     }
 
     fn find(&self, name: &str) -> Option<&Arc<Upstream>> {
@@ -299,6 +299,7 @@ pub fn spawn(
     downlink: Arc<dyn Downlink>,
 ) {
     let gateway: Arc<str> = gateway_name.into();
+    let connections = own_tasks(tasks);
     let private_dir = match upstreams.0.iter().any(|upstream| matches!(upstream.side, Side::Mqtt { tls: Some(_), .. }))
     {
         true => PrivateDir::make().map(Arc::new).map_err(|error| {
@@ -308,7 +309,7 @@ pub fn spawn(
     };
     for upstream in upstreams.0.iter() {
         upstream.export_health();
-        spawn_checks(tasks, upstream);
+        spawn_checks(tasks, &connections, upstream);
         if let Some(broker) = upstream.broker(&gateway, private_dir.as_deref().ok())
             && !upstream.config.subscribe.is_empty()
         {
@@ -333,7 +334,7 @@ pub fn spawn(
                     reader,
                     gateway: gateway.clone(),
                     replays: replays.clone(),
-                    tasks: tasks.clone(),
+                    connections: connections.clone(),
                 };
                 tasks.spawn("forwarder", forwarder.run(shutdown));
             }
@@ -349,10 +350,15 @@ pub fn spawn(
     }
 }
 
-fn spawn_checks(tasks: &Tasks, upstream: &Arc<Upstream>) {
+/// For connections, which end with the runtime and which no drain has to wait for: whoever uses one is waited for.
+fn own_tasks(tasks: &Tasks) -> Tasks {
+    Tasks::new(tasks.shutdown_token().child_token())
+}
+
+fn spawn_checks(tasks: &Tasks, connections: &Tasks, upstream: &Arc<Upstream>) {
     let Some(config) = &upstream.config.health else { return };
     for (index, dial) in upstream.dials.iter().enumerate() {
-        let (upstream, dial, config, inner) = (upstream.clone(), dial.clone(), config.clone(), tasks.clone());
+        let (upstream, dial, config, inner) = (upstream.clone(), dial.clone(), config.clone(), connections.clone());
         let shutdown = tasks.shutdown_token().clone();
         tasks.spawn("health-check", async move {
             let headers = http::extra_headers(&upstream.config);
