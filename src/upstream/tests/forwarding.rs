@@ -144,6 +144,22 @@ async fn connections_are_used_again() {
 }
 
 #[tokio::test]
+async fn no_drain_waits_for_a_connection_that_is_kept() {
+    let backend = Backend::start(Mood::Well).await;
+    let health = json!({ "interval_ms": 100 });
+    let gateway = Gateway::start(&upstream(&[backend.url()], json!({ "health": health })), &forward(json!({})));
+    let proxy = gateway.upstreams.proxy(&gateway.tasks);
+    gateway.append(&message(0, "d", "0"));
+    gateway.drained().await;
+    let body = super::super::ProxyBody::default();
+    let request = http::Request::post("/").body(body).unwrap();
+    proxy.exchange("cloud", 0, request, Instant::now() + Duration::from_secs(30)).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(gateway.tasks.drain(Duration::from_secs(60)).await.remaining, 0);
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
 async fn the_message_that_is_refused_is_found_and_the_rest_goes_through() {
     for (format, status, reason) in [("ndjson", 400, Reason::Rejected), ("single", 413, Reason::TooLarge)] {
         let backend = Backend::start(Mood::Dislikes("poison", status)).await;
