@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use portable_atomic::AtomicU64;
 
 use super::config::{Config, Delivery, WhenFull};
 use super::lane::{Lane, RowHead};
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub(super) wake: Condvar,
     pub(super) losses: Mutex<Losses>,
     pub(super) fetch: std::sync::mpsc::SyncSender<reader::Fetch>,
+    /// What the database has free within itself, as of the last look.
+    pub(super) free_bytes: AtomicU64,
 }
 
 /// Retry advice where only an operator or time can help.

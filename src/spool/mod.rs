@@ -29,6 +29,7 @@ mod lane;
 mod ledger;
 mod reader;
 mod record;
+mod reserve;
 mod rows;
 mod store;
 mod writer;
@@ -45,6 +46,7 @@ use std::thread::JoinHandle;
 
 use metrics::{counter, gauge};
 use parking_lot::{Condvar, Mutex};
+use portable_atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 pub use config::{Config, Delivery, QueueConfig, SinkConfig, WhenFull};
@@ -256,6 +258,7 @@ impl Spool {
             wake: Condvar::new(),
             losses: Mutex::new(Losses::default()),
             fetch,
+            free_bytes: AtomicU64::new(0),
         });
         let pages = store::Reads::open(&path)?;
         let reads = Arc::clone(&shared);
@@ -387,7 +390,8 @@ impl Spool {
         answer.recv().map_err(|_| Error::Closed)
     }
 
-    /// For `/readyz`: the last commit succeeded, the writer lives, and the file system is writable with room for one more log.
+    /// For `/readyz`: the last commit succeeded, the writer lives, and the file system is writable with room for one more log, or the database has it
+    /// within itself.
     pub fn healthy(&self) -> Result<(), Unhealthy> {
         {
             let inbox = self.0.shared.inbox.lock();
@@ -398,7 +402,10 @@ impl Spool {
                 return Err(Unhealthy::Failing { detail: failure.detail.clone() });
             }
         }
-        store::disk_has_room(&self.0.shared.data_dir, u64::from(self.0.shared.config.wal_bytes_max))
+        let shared = &self.0.shared;
+        let within = shared.free_bytes.load(Ordering::Relaxed);
+        let wanted = u64::from(shared.config.wal_bytes_max).saturating_sub(within);
+        store::disk_has_room(&shared.data_dir, wanted)
     }
 
     /// Stops taking messages, commits what is pending, spills what is in memory, writes acknowledgements, and waits for it. Blocks.

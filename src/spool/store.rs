@@ -15,6 +15,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params}
 use super::config::{Config, SinkConfig};
 use super::lane::RowHead;
 use super::ledger::{Key, Loss, Reason, SEVERAL, Sum};
+use super::reserve::Reserve;
 use super::rows::{Kind, PendingRows};
 use super::{Error, Inspection, SinkState, SinkStats, Unhealthy};
 
@@ -33,6 +34,10 @@ const DELETE_ROWS_MAX: u32 = 64;
 /// Damaged rows kept for a look; older ones give way.
 const DAMAGED_ROWS_MAX: u32 = 64;
 const SINKS_MAX: usize = 1000;
+/// A transaction that only notes deliveries: its pages, and the index of the log.
+const RESERVE_EXTRA_BYTES: u64 = 128 << 10;
+/// SQLite's own limit.
+const PAGES_MAX: u32 = 4_294_967_294;
 
 /// What makes format n + 1 of format n; an empty file is format 0.
 const MIGRATIONS: [&str; 2] = [QUEUES, ROWS];
@@ -112,6 +117,11 @@ pub(super) trait Store: Send {
     fn probe(&mut self) -> rusqlite::Result<()>;
     /// Copies the log into the database; `truncate` also empties it.
     fn checkpoint(&mut self, truncate: bool) -> rusqlite::Result<()>;
+    /// Gives the reserve up, so that what has to be written on a full disk can be.
+    fn use_reserve(&mut self);
+    /// Takes as much of the reserve as there is room for, and keeps the database from growing beyond it. Returns the bytes that the
+    /// database has free within itself.
+    fn restore_reserve(&mut self) -> rusqlite::Result<u64>;
 }
 
 pub(super) struct Sqlite {
@@ -119,6 +129,10 @@ pub(super) struct Sqlite {
     synchronous_full: bool,
     ledger_rows: u32,
     ledger_rows_max: u32,
+    path: PathBuf,
+    reserve: Reserve,
+    #[cfg(test)]
+    pages_max: Option<u32>,
     /// Held for the life of the store: two writers would give one position to two records.
     _lock: File,
 }
@@ -132,6 +146,8 @@ impl Sqlite {
         }
         let path = data_dir.join(FILE);
         let lock = lock(data_dir)?;
+        // The log once over, and what noting deliveries takes.
+        let reserve = Reserve::new(data_dir, u64::from(config.wal_bytes_max) + RESERVE_EXTRA_BYTES);
         // SQLite gives the log and its index the mode of the database.
         let created = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
         drop(created.map_err(|source| Error::NotWritable { path: path.clone(), source })?);
@@ -149,9 +165,14 @@ impl Sqlite {
             synchronous_full: true,
             ledger_rows: 0,
             ledger_rows_max: config.ledger_rows_max,
+            path: path.clone(),
+            reserve,
+            #[cfg(test)]
+            pages_max: None,
             _lock: lock,
         };
         let found = store.begin(format, sinks).map_err(fault)?;
+        store.restore_reserve().map_err(fault)?;
         // The names of the new files must survive a power cut as well as their contents.
         File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(|source| Error::NotWritable { path, source })?;
         Ok((store, found))
@@ -159,7 +180,8 @@ impl Sqlite {
 
     /// A disk that is full at so many pages.
     #[cfg(test)]
-    pub fn limit_pages(&self, pages: u32) {
+    pub fn limit_pages(&mut self, pages: u32) {
+        self.pages_max = Some(pages);
         let _ = self.connection.execute_batch(&format!("PRAGMA max_page_count = {pages}"));
     }
 
@@ -325,6 +347,27 @@ impl Store for Sqlite {
         let mode = if truncate { "TRUNCATE" } else { "PASSIVE" };
         self.connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
     }
+
+    fn use_reserve(&mut self) {
+        self.reserve.release();
+    }
+
+    fn restore_reserve(&mut self) -> rusqlite::Result<u64> {
+        self.reserve.take();
+        // Pages that are in the log and not yet in the file are part of the growth.
+        let on_disk = std::fs::metadata(&self.path).map_or(0, |file| file.len()) / u64::from(PAGE_BYTES);
+        let kept = self.reserve.bytes().saturating_sub(RESERVE_EXTRA_BYTES);
+        // What is written takes its room twice, in the log and in the file.
+        let free = self.path.parent().and_then(|folder| bytes_free(folder).ok()).unwrap_or(0) / 2;
+        let growth = kept.max(free) / u64::from(PAGE_BYTES);
+        let pages_max = u32::try_from(on_disk + growth).unwrap_or(u32::MAX).min(PAGES_MAX);
+        #[cfg(test)]
+        let pages_max = self.pages_max.unwrap_or(u32::MAX).min(pages_max);
+        // Never below what there is: SQLite sees to that.
+        self.connection.query_row(&format!("PRAGMA max_page_count = {pages_max}"), [], |_| Ok(()))?;
+        let free: u64 = self.connection.query_row("PRAGMA freelist_count", [], |row| row.get::<_, u32>(0))?.into();
+        Ok(free * u64::from(PAGE_BYTES))
+    }
 }
 
 fn write_rows(connection: &Connection, rows: &PendingRows) -> rusqlite::Result<()> {
@@ -444,7 +487,12 @@ pub(super) fn read_ledger(data_dir: &Path, rows_max: usize) -> Result<Vec<Loss>,
 
 /// A cheap look that writes nothing: SD cards die of probes.
 pub(super) fn disk_has_room(data_dir: &Path, bytes_min: u64) -> Result<(), Unhealthy> {
-    let stat = match nix::sys::statvfs::statvfs(data_dir) {
+    let bytes_free = bytes_free(data_dir)?;
+    if bytes_free < bytes_min { Err(Unhealthy::NoSpace { bytes_free }) } else { Ok(()) }
+}
+
+fn bytes_free(folder: &Path) -> Result<u64, Unhealthy> {
+    let stat = match nix::sys::statvfs::statvfs(folder) {
         Ok(stat) => stat,
         Err(errno) => return Err(Unhealthy::Failing { detail: errno.desc().to_owned() }),
     };
@@ -453,8 +501,8 @@ pub(super) fn disk_has_room(data_dir: &Path, bytes_min: u64) -> Result<(), Unhea
     }
     // The types differ between targets.
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
-    let bytes_free = (stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64);
-    if bytes_free < bytes_min { Err(Unhealthy::NoSpace { bytes_free }) } else { Ok(()) }
+    let bytes = (stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64);
+    Ok(bytes)
 }
 
 fn lock(data_dir: &Path) -> Result<File, Error> {

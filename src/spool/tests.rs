@@ -158,6 +158,12 @@ impl Store for Faulty {
     fn checkpoint(&mut self, truncate: bool) -> rusqlite::Result<()> {
         self.inner.checkpoint(truncate)
     }
+    fn use_reserve(&mut self) {
+        self.inner.use_reserve();
+    }
+    fn restore_reserve(&mut self) -> rusqlite::Result<u64> {
+        self.inner.restore_reserve()
+    }
 }
 
 fn open_faulty(dir: &Path, config: Config, sinks: Vec<SinkConfig>) -> (Spool, Arc<Control>) {
@@ -227,7 +233,7 @@ fn a_failed_commit_refuses_its_messages_and_the_spool_recovers() {
 fn a_full_disk_refuses_keeps_what_it_has_and_recovers_as_it_drains() {
     let dir = tempfile::tempdir().unwrap();
     let sinks = vec![sink("a", Delivery::Disk)];
-    let (store, found) = Sqlite::open(dir.path(), &Config::default(), &sinks).unwrap();
+    let (mut store, found) = Sqlite::open(dir.path(), &Config::default(), &sinks).unwrap();
     store.limit_pages(120);
     let spool = Spool::start(dir.path(), Config::default(), sinks, Box::new(store), found).unwrap();
     let id = spool.sink("a").unwrap();

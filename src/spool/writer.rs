@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use metrics::{Counter, Histogram, counter, histogram};
+use portable_atomic::Ordering;
 
 use super::config::WhenFull;
 use super::inbox::{Failure, Group, Order, Shared};
@@ -42,6 +43,8 @@ pub(super) struct Writer {
     /// Estimate of the log's size.
     wal_bytes: u64,
     failures: u32,
+    /// The last failure was for want of room.
+    disk_full: bool,
     next_probe: Option<Instant>,
     commit_seconds: Histogram,
     commits_ok: Counter,
@@ -96,6 +99,7 @@ impl Writer {
             next_age_check: now + AGE_CHECK,
             wal_bytes: 0,
             failures: 0,
+            disk_full: false,
             next_probe: None,
             commit_seconds: histogram!(SPOOL_COMMIT_SECONDS),
             commits_ok: counter!(SPOOL_COMMITS_TOTAL, "outcome" => "ok"),
@@ -396,6 +400,9 @@ impl Writer {
 
     fn housekeeping(&mut self, everything: bool) {
         if self.next_probe.is_some_and(|at| everything || at <= Instant::now()) {
+            if self.disk_full {
+                self.store.use_reserve();
+            }
             // The log may be what fills the disk; copied, it is reused from its start.
             let _ = self.store.checkpoint(false);
             // What sinks have taken since makes room for the rest.
@@ -404,6 +411,7 @@ impl Writer {
             let rows = std::mem::take(&mut self.rows);
             let _ = self.transaction(&[], false, true);
             self.rows = rows;
+            self.restore_reserve();
             if let Err(error) = self.store.probe() {
                 self.failed(&error);
                 return;
@@ -614,6 +622,7 @@ impl Writer {
     }
 
     fn failed(&mut self, error: &rusqlite::Error) {
+        self.disk_full |= error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull);
         self.failures = self.failures.saturating_add(1);
         let pause = BACK_OFF_FIRST.saturating_mul(1 << (self.failures - 1).min(8)).min(BACK_OFF_MAX);
         self.next_probe = Some(Instant::now() + pause);
@@ -626,17 +635,29 @@ impl Writer {
 
     fn recovered(&mut self) {
         self.next_probe = None;
+        self.disk_full = false;
         self.acks_due = Some(Instant::now());
         self.shared.inbox.lock().failing = None;
         tracing::info!("spool takes writes again");
     }
 
     fn checkpoint(&mut self) {
-        if let Err(error) = self.store.checkpoint(false) {
-            // The log holds everything; it grows until this works.
-            tracing::warn!(%error, "spool log could not be copied into the database");
+        if self.store.checkpoint(false).is_err() {
+            self.store.use_reserve();
+            if let Err(error) = self.store.checkpoint(false) {
+                // The log holds everything; it grows until this works.
+                tracing::warn!(%error, "spool log could not be copied into the database");
+            }
         }
+        self.restore_reserve();
         self.wal_bytes = 0;
+    }
+
+    fn restore_reserve(&mut self) {
+        match self.store.restore_reserve() {
+            Ok(free) => self.shared.free_bytes.store(free, Ordering::Relaxed),
+            Err(error) => self.failed(&error),
+        }
     }
 
     fn recycle(&self, mut group: Group) {
