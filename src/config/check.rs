@@ -25,6 +25,7 @@ pub fn check(config: &Config, document: &Node, refused: &[KeyPath], problems: &m
     check.admin();
     check.upstreams();
     check.forwards();
+    check.queues();
     check.routes();
     check.route_upstreams();
     check.unused_upstreams();

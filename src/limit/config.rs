@@ -122,9 +122,6 @@ pub struct Config {
     /// all are open, a new request gets 5.03.
     #[schemars(range(min = 16, max = 1000000))]
     pub exchanges_max: u32,
-    /// Exchanges remembered per peer (address and port). A request beyond them is dropped, and the peer retransmits.
-    #[schemars(range(min = 1, max = 65535))]
-    pub exchanges_per_peer_max: u32,
     /// CoAP sessions per worker: a device at one address and port. The one not used for longest makes room; when all of
     /// them observe something, a new device gets 5.03.
     #[schemars(range(min = 16, max = 1000000))]
@@ -142,14 +139,6 @@ pub struct Config {
     /// CoAP observations per peer; beyond it as `observers_max`.
     #[schemars(range(min = 1, max = 10000))]
     pub observers_per_peer_max: u32,
-    // Identity.
-    /// Signatures checked at once. A further login is told to come back: 503, 5.03, CONNACK 0x97.
-    #[schemars(range(min = 1, max = 10000))]
-    pub auth_concurrent_max: u32,
-    /// Used challenges, nonces and token ids remembered until they expire. When full, logins are refused as full
-    /// rather than replayed.
-    #[schemars(range(min = 64, max = 10000000))]
-    pub nonces_max: u32,
     // Rates.
     /// Messages and requests of one device. PUBACK 0x97 (3.1.1: withheld, reads paused), 429, 4.29.
     pub rate_per_device: Rate,
@@ -165,16 +154,9 @@ pub struct Config {
     // Caches and storage.
     /// Latest messages of topics that are not retained, kept for `GET /topics/T` and its like. The least used topics go.
     pub last_values_bytes_max: ByteSize,
-    /// Response cache of the request plane. The entry least worth keeping goes.
-    pub cache_bytes_max: ByteSize,
-    /// All queues on disk together, whatever each `[[forward]]` allows itself. Messages that need the disk are
-    /// refused as full.
+    /// All queues on disk together: the sum of `queue.bytes_max` over all `[[forward]]`. A configuration whose queues could hold more is refused, so
+    /// that the disk cannot be promised twice.
     pub spool_bytes_max: ByteSize,
-    /// Bytes that close a group commit before its delay is over.
-    pub commit_bytes_max: ByteSize,
-    /// Longest time a message waits for others to share its commit; 0 commits at once what is there.
-    #[schemars(range(min = 0, max = 1000))]
-    pub commit_delay_ms: u32,
     /// Proxied requests under way at once. 503 with Retry-After beyond it.
     #[schemars(range(min = 1, max = 1000000))]
     pub requests_in_flight_max: u32,
@@ -219,24 +201,18 @@ impl Default for Config {
             retained_messages_max: 10_000,
             retained_bytes_max: ByteSize(16 << 20),
             exchanges_max: 4_096,
-            exchanges_per_peer_max: 64,
             coap_sessions_max: 4_096,
             blockwise_bytes_max: ByteSize(256 << 10),
             blockwise_bytes_total_max: ByteSize(4 << 20),
             blockwise_timeout_ms: 60_000,
             observers_max: 1_000,
             observers_per_peer_max: 32,
-            auth_concurrent_max: 64,
-            nonces_max: 65_536,
             rate_per_device: Rate::per_second(100, 200),
             rate_per_address: Rate::per_second(1_000, 2_000),
             auth_rate_per_address: Rate::per_second(10, 50),
             buckets_max: 65_536,
             last_values_bytes_max: ByteSize(4 << 20),
-            cache_bytes_max: ByteSize(8 << 20),
             spool_bytes_max: ByteSize(4 << 30),
-            commit_bytes_max: ByteSize(256 << 10),
-            commit_delay_ms: 2,
             requests_in_flight_max: 4_096,
         }
     }

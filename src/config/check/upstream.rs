@@ -4,13 +4,14 @@ use std::collections::HashSet;
 
 use crate::hub::Filter;
 use crate::tls::{Client, ClientConfig, KeyPair};
+use crate::units::ByteSize;
 use crate::upstream::endpoint::Endpoint;
 use crate::upstream::template::Template;
 use crate::upstream::{BatchConfig, Config, ForwardConfig, Kind, mqtt};
 
 use super::super::document::{Step, quoted};
 use super::super::problem::Problem;
-use super::{Check, at};
+use super::{Check, at, path};
 
 /// Framing and routing of a request are ours, not the operator's.
 const OWN_HEADERS: [&str; 6] = ["connection", "content-length", "host", "te", "transfer-encoding", "upgrade"];
@@ -181,6 +182,18 @@ impl Check<'_> {
                 Kind::Http => self.forward_path(rule, index),
                 Kind::Mqtt => self.forward_topic(rule, index),
             }
+        }
+    }
+
+    /// The disk is promised once.
+    pub(super) fn queues(&mut self) {
+        let promised = self.config.forward.iter().map(|rule| rule.queue.bytes_max.bytes());
+        let promised = promised.fold(0u64, u64::saturating_add);
+        if promised > self.config.limits.spool_bytes_max.bytes() {
+            let what = format!("the queues of all [[forward]] may hold {} together", ByteSize(promised));
+            let help = "lower `queue.bytes_max` of a [[forward]], or raise this to what the disk has room for";
+            let problem = Problem::error(what).allowed("at least the sum of their `queue.bytes_max`").help(help);
+            self.report(&path("limits", "spool_bytes_max"), problem);
         }
     }
 

@@ -182,3 +182,19 @@ fn no_header_is_shown() {
     assert!(!show::toml(&loaded).contains("hunter2"));
     assert!(!show::json(&loaded).to_string().contains("hunter2"));
 }
+
+#[test]
+fn the_disk_is_not_promised_twice() {
+    let rule = |name: &str| {
+        format!(
+            "[[forward]]\nname = \"{name}\"\ntopics = [\"x\"]\nto = \"cloud\"\nqueue = {{ bytes_max = \"3GiB\" }}\n"
+        )
+    };
+    let said = complaints(&format!("{}{}{CLOUD}", rule("a"), rule("b")));
+    assert!(
+        said.contains("limits.spool_bytes_max = \"4GiB\": the queues of all [[forward]] may hold 6GiB together"),
+        "{said}"
+    );
+    let enough = format!("[limits]\nspool_bytes_max = \"6GiB\"\n{}{}{CLOUD}", rule("a"), rule("b"));
+    assert_eq!(complaints(&enough), "");
+}
