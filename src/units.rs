@@ -244,20 +244,52 @@ impl<'de> Deserialize<'de> for Rate {
     }
 }
 
-/// Milliseconds since 1970 as RFC 3339 in UTC, by the civil calendar (H. Hinnant, "chrono-compatible low-level date algorithms").
+/// A day of the civil calendar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Date {
+    pub year: u64,
+    /// 1 to 12.
+    pub month: u64,
+    /// 1 to 31.
+    pub day: u64,
+}
+
+impl Date {
+    /// The day so many days after 1970-01-01 (H. Hinnant, "chrono-compatible low-level date algorithms").
+    pub const fn from_days(days: u64) -> Date {
+        // Days since 0000-03-01, in eras of 400 years.
+        let shifted = days + 719_468;
+        let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * day_of_year + 2) / 153;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+        Date { year, month, day: day_of_year - (153 * shifted_month + 2) / 5 + 1 }
+    }
+
+    /// Days since 1970-01-01; none for a day that does not exist or lies outside of 1970 to 9999.
+    pub fn days(self) -> Option<u64> {
+        let Date { year, month, day } = self;
+        if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+            return None;
+        }
+        let shifted_year = year - u64::from(month <= 2);
+        let (era, year_of_era) = (shifted_year / 400, shifted_year % 400);
+        let shifted_month = if month > 2 { month - 3 } else { month + 9 };
+        let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+        let days = era * 146_097 + day_of_era - 719_468;
+        // The 31st of a month of 30 days reads as the 1st of the next.
+        (Date::from_days(days) == self).then_some(days)
+    }
+}
+
+/// Milliseconds since 1970 as RFC 3339 in UTC.
 pub fn rfc3339(ms: u64) -> String {
     let (secs, millis) = (ms / 1000, ms % 1000);
-    let (days, second) = (secs / 86_400, secs % 86_400);
-    // Days since 0000-03-01, in eras of 400 years.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let Date { year, month, day } = Date::from_days(secs / 86_400);
+    let (hour, minute, second) = (secs / 3600 % 24, secs / 60 % 60, secs % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
@@ -311,5 +343,22 @@ mod tests {
         ] {
             assert_eq!(rfc3339(ms), text);
         }
+    }
+    #[test]
+    fn a_day_that_does_not_exist_has_no_number() {
+        for (year, month, day) in
+            [(2026, 2, 29), (2026, 4, 31), (2026, 13, 1), (2026, 0, 1), (2026, 1, 0), (1969, 12, 31)]
+        {
+            assert_eq!(Date { year, month, day }.days(), None, "{year}-{month}-{day}");
+        }
+        assert_eq!(Date { year: 2026, month: 11, day: 20 }.days(), Some(20_777));
+    }
+
+    #[test]
+    fn every_day_reads_back() {
+        for days in 0..2_932_897 {
+            assert_eq!(Date::from_days(days).days(), Some(days));
+        }
+        assert_eq!(Date::from_days(2_932_896), Date { year: 9999, month: 12, day: 31 });
     }
 }

@@ -17,6 +17,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use crate::message::DeviceId;
+use crate::units::Date;
 
 use super::private_file;
 use super::{Context, Failure};
@@ -183,13 +184,11 @@ fn parameters(common_name: &str, days: u32, names: Vec<SanType>) -> Result<Certi
     let mut params = CertificateParams::new(Vec::new()).map_err(fault)?;
     params.distinguished_name.push(DnType::CommonName, common_name);
     params.subject_alt_names = names;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() / 86_400);
-    let today = i64::try_from(now).unwrap_or(0);
+    let today = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400);
     // From yesterday: a device's clock may be behind.
-    let (year, month, day) = civil(today - 1);
-    params.not_before = rcgen::date_time_ymd(year, month, day);
-    let (year, month, day) = civil(today + i64::from(days));
-    params.not_after = rcgen::date_time_ymd(year, month, day);
+    let (first, last) = (Date::from_days(today.saturating_sub(1)), Date::from_days(today + u64::from(days)));
+    params.not_before = rcgen::date_time_ymd(first.year as i32, first.month as u8, first.day as u8);
+    params.not_after = rcgen::date_time_ymd(last.year as i32, last.month as u8, last.day as u8);
     Ok(params)
 }
 
@@ -231,30 +230,9 @@ fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// Year, month and day of a number of days since 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: i64) -> (i32, u8, u8) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (i32::try_from(year).unwrap_or(i32::MAX), u8::try_from(month).unwrap_or(1), u8::try_from(day).unwrap_or(1))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn days_become_dates() {
-        for (days, date) in [(0, (1970, 1, 1)), (59, (1970, 3, 1)), (11_016, (2000, 2, 29)), (20_777, (2026, 11, 20))] {
-            assert_eq!(civil(days), date);
-        }
-    }
 
     #[test]
     fn a_gateway_certificate_is_signed_by_its_authority_and_names_its_hosts() {

@@ -1,7 +1,7 @@
 //! What an accepted message is called on its way up: CloudEvents 1.0 attributes.
 
 use crate::message::Message;
-use crate::units::rfc3339;
+use crate::units::{Date, rfc3339};
 
 /// `id`, `source`, `type` and `time` as user properties or, prefixed with `ce-`, as HTTP headers (CloudEvents bindings, binary mode).
 pub fn attributes(message: &Message, gateway: &str) -> Vec<(String, String)> {
@@ -53,18 +53,12 @@ pub fn http_date_secs(text: &str) -> Option<u64> {
         return None;
     };
     let number = |text: &str, max: u64| text.parse::<u64>().ok().filter(|number| *number <= max);
-    let (day, year) = (number(day, 31)?.checked_sub(1)? + 1, number(year, 9999).filter(|year| *year >= 1970)?);
+    let (day, year) = (number(day, 31)?, number(year, 9999)?);
     let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
     let mut parts = time.split(':');
     let (hour, minute, second, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else { return None };
     let second = number(hour, 23)? * 3600 + number(minute, 59)? * 60 + number(second, 60)?;
-    // The inverse of the calendar in `rfc3339`.
-    let year = year - u64::from(month <= 2);
-    let (era, year_of_era) = (year / 400, year % 400);
-    let shifted_month = if month > 2 { month - 3 } else { month + 9 };
-    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    (era * 146_097 + day_of_era).checked_sub(719_468).map(|days| days * 86_400 + second)
+    Date { year, month, day }.days().map(|days| days * 86_400 + second)
 }
 
 #[cfg(test)]
