@@ -154,10 +154,9 @@ pub fn gateway(ca: &Issued, hosts: &[String], days: u32) -> Result<Issued, Failu
         names.push(match host.parse::<IpAddr>() {
             Ok(address) => SanType::IpAddress(address),
             Err(_) => {
-                let name = host.as_str().try_into();
-                SanType::DnsName(
-                    name.map_err(|_| Failure::input(format!("`{host}` is neither a DNS name nor an address")))?,
-                )
+                let refuse = || Failure::input(format!("`{host}` is neither a DNS name nor an address"));
+                let name = host.as_str().try_into().ok().filter(|_| is_dns_name(host));
+                SanType::DnsName(name.ok_or_else(refuse)?)
             }
         });
     }
@@ -168,6 +167,15 @@ pub fn gateway(ca: &Issued, hosts: &[String], days: u32) -> Result<Issued, Failu
     let key = KeyPair::generate().map_err(fault)?;
     let certificate = params.signed_by(&key, &issuer).map_err(fault)?;
     Ok(Issued { certificate: certificate.pem() + &ca.certificate, key: key.serialize_pem() })
+}
+
+/// Labels of letters, digits and inner hyphens (RFC 1123 section 2.1); the first may be a wildcard.
+fn is_dns_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        (1..=63).contains(&label.len()) && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.strip_prefix("*.").unwrap_or(name).split('.').all(is_label)
 }
 
 /// A self-signed client certificate with an Ed25519 key.
@@ -241,6 +249,18 @@ mod tests {
         assert_eq!(gateway.certificate.matches("BEGIN CERTIFICATE").count(), 2, "the chain carries the authority");
         assert!(gateway.certificate.ends_with(&ca.certificate));
         assert_eq!(common_name_of(&ca.certificate).as_deref(), Some("test"));
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused() {
+        let ca = authority("test", 10).unwrap();
+        for host in ["gw", "gw-1.example.org", "*.example.org", "localhost", "2001:db8::1"] {
+            gateway(&ca, &[host.into()], 5).unwrap();
+        }
+        for host in ["", "bad host", "a..b", "-a.org", "a.*.org", "http://gw", "gw:8883", "ä.org"] {
+            let failure = gateway(&ca, &[host.into()], 5).unwrap_err();
+            assert_eq!(failure.exit, crate::cli::Exit::Input, "{host}");
+        }
     }
 
     #[test]

@@ -66,6 +66,9 @@ fn show(context: &Context, config: &Config) -> Result<(), Failure> {
         let eta = etas.iter().map(|(name, secs)| (name.clone(), json!(secs))).collect::<serde_json::Map<_, _>>();
         return context.print_json(&json!({ "running": now.live, "sinks": now.sinks, "eta_secs": eta }));
     }
+    if !now.live && now.sinks.is_empty() {
+        return context.print("nothing is stored, and no gateway runs\n");
+    }
     let mut out = String::new();
     if !now.live {
         out.push_str("no gateway runs; as it is on disk:\n");
