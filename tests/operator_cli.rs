@@ -100,3 +100,16 @@ fn top_shows_who_is_busy() {
     assert!(screen.contains("messages: 0.0/s in") && !screen.contains('\x1b'), "{screen}");
     assert_eq!(json(&gateway, &words)["status"]["ready"], true);
 }
+
+#[test]
+fn the_dashboard_may_only_talk_to_its_gateway() {
+    let gateway = gateway();
+    let page = http::once(gateway.admin, "GET", "/", &[], b"").unwrap();
+    assert_eq!(page.status, 200);
+    let policy = page.header("content-security-policy").unwrap_or_default();
+    assert!(policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"), "{policy}");
+    // Nothing in the page asks for anything elsewhere.
+    assert!(!page.body.contains("http://") && !page.body.contains("https://"), "{}", page.body);
+    let data = http::once(gateway.admin, "GET", "/api/v1/status", &[], b"").unwrap();
+    assert_eq!(data.status, 401, "{data:?}");
+}

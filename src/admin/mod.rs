@@ -102,12 +102,19 @@ fn router(config: &Config, gateway: Arc<Gateway>, facts: Arc<dyn Facts>, shutdow
     let admin = Admin { gateway, facts, token: config.token.clone(), started: Instant::now(), shutdown };
     let admin = Arc::new(admin);
     Router::new()
-        .route("/", get(|| async { Html(include_str!("dashboard.html")) }))
+        .route("/", get(dashboard))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .nest("/api/v1", api::router(admin.clone()))
         .with_state(admin)
+}
+
+/// The page holds no secret; what it shows comes from the API, for who has the token. Nothing foreign can run in it or frame it.
+async fn dashboard() -> Response {
+    const POLICY: &str = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'";
+    let headers = [(header::CONTENT_SECURITY_POLICY, POLICY), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (headers, Html(include_str!("dashboard.html"))).into_response()
 }
 
 async fn readyz(State(admin): Shared) -> Response {
