@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::config::{Delivery, QueueConfig, SinkConfig};
+use super::eta::Eta;
 use super::store;
 use super::{SinkState, SinkStats};
 
@@ -39,6 +40,7 @@ pub(super) struct Lane {
     pub(super) orphaned: bool,
     pub(super) state: Mutex<LaneState>,
     pub(super) news: Notify,
+    pub(super) eta: Mutex<Eta>,
 }
 
 pub(super) struct LaneState {
@@ -102,6 +104,7 @@ impl Lane {
                 wake_at: 0,
             }),
             news: Notify::new(),
+            eta: Mutex::default(),
         }
     }
 

@@ -24,6 +24,7 @@
 //! drained, on a disk that did 275 bare fsyncs/s: 1.04 of what 64 per fsync can give. 1,000 clients: 122,800/s and 2.12. One client: one fsync each.
 
 mod config;
+mod eta;
 mod inbox;
 mod lane;
 mod ledger;
@@ -43,6 +44,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use metrics::{counter, gauge};
 use parking_lot::{Condvar, Mutex};
@@ -56,7 +58,9 @@ pub use rows::{Kind, decode_message, encode_message};
 pub use store::inspect;
 
 use crate::message::{Completion, Message, Receipt, Reject};
-use crate::telemetry::{SPOOL_APPENDED_TOTAL, SPOOL_BYTES, SPOOL_DELIVERED_TOTAL, SPOOL_OLDEST_SECONDS, SPOOL_RECORDS};
+use crate::telemetry::{
+    SPOOL_APPENDED_TOTAL, SPOOL_BYTES, SPOOL_DELIVERED_TOTAL, SPOOL_ETA_SECONDS, SPOOL_OLDEST_SECONDS, SPOOL_RECORDS,
+};
 use inbox::{Inbox, Order, Shared, Waiter};
 use lane::Lane;
 use ledger::Losses;
@@ -365,7 +369,10 @@ impl Spool {
     /// Sets the gauges and counters of every sink; to be called before a scrape.
     pub fn export_metrics(&self) {
         let now_ms = writer::now_ms();
-        for sink in self.stats() {
+        for lane in &self.0.shared.lanes {
+            let sink = lane.stats();
+            let eta_secs = lane.eta.lock().secs(sink.queued_records, Instant::now());
+            gauge!(SPOOL_ETA_SECONDS, "sink" => sink.name.clone()).set(eta_secs);
             let age_secs = sink.oldest_ms.map_or(0.0, |oldest| now_ms.saturating_sub(oldest) as f64 / 1000.0);
             gauge!(SPOOL_RECORDS, "sink" => sink.name.clone()).set(sink.queued_records as f64);
             gauge!(SPOOL_BYTES, "sink" => sink.name.clone()).set(sink.queued_bytes as f64);

@@ -42,6 +42,10 @@ pub struct Config {
     #[serde(default = "connections_max")]
     #[schemars(range(min = 1, max = 100_000))]
     pub connections_max: u32,
+    /// HTTP only: requests of the request plane that may wait for a connection, or for an endpoint below its `in_flight_max`, per worker. Reached: 503.
+    #[serde(default = "waiting_max")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub waiting_max: u32,
     /// Milliseconds to connect, TLS included. Reached: the next endpoint is tried.
     #[serde(default = "connect_timeout_ms")]
     #[schemars(range(min = 1, max = 600_000))]
@@ -54,6 +58,13 @@ pub struct Config {
     #[serde(default = "idle_timeout_ms")]
     #[schemars(range(min = 1, max = 86_400_000))]
     pub idle_timeout_ms: u32,
+    /// HTTP only: "auto" speaks HTTP/2 where TLS agrees on it, HTTP/1.1 otherwise; "always" speaks it to http:// endpoints too, as gRPC wants it; "never".
+    #[serde(default)]
+    pub http2: Http2,
+    /// HTTP only: milliseconds between two tries to deliver at the most; the first pause is half a second, the next ones double, each drawn up to twice as long.
+    #[serde(default = "backoff_max_ms")]
+    #[schemars(range(min = 500, max = 3_600_000))]
+    pub backoff_max_ms: u32,
     /// PEM file of the certificate authorities to trust; without it those of the platform.
     #[serde(default)]
     #[schemars(extend("format" = "path"))]
@@ -111,6 +122,16 @@ impl Kind {
     }
 }
 
+/// `http2`: when an endpoint is spoken to in HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Http2 {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum MqttVersion {
     #[default]
@@ -128,6 +149,10 @@ const fn connections_max() -> u32 {
     200
 }
 
+const fn waiting_max() -> u32 {
+    1_000
+}
+
 const fn connect_timeout_ms() -> u32 {
     5_000
 }
@@ -138,6 +163,10 @@ const fn request_timeout_ms() -> u32 {
 
 const fn idle_timeout_ms() -> u32 {
     60_000
+}
+
+const fn backoff_max_ms() -> u32 {
+    30_000
 }
 
 const fn in_flight_max() -> u16 {
@@ -203,8 +232,14 @@ pub struct ForwardConfig {
     /// The durable queue.
     #[serde(default)]
     pub queue: QueueConfig,
-    /// HTTP only: how often a message is tried that the upstream refuses for its own sake (4xx other than 408, 425 and 429) before it goes to the loss
-    /// ledger, so that one message cannot hold up the rest for ever.
+    /// HTTP only: requests of this rule under way at once. Messages of one path, and single messages of one device, still follow each other; while
+    /// there is trouble it is one.
+    #[serde(default = "requests_in_flight_max")]
+    #[schemars(range(min = 1, max = 64))]
+    pub requests_in_flight_max: u32,
+    /// HTTP only: how often a message is tried that the upstream refuses for its own sake before it goes to the loss ledger, so that one message cannot
+    /// hold up the rest for ever. Such are 4xx other than 408, 425 and 429, than 401 and 407, and, where all messages have one path, than 403, 404 and 405:
+    /// those are about the rule, and everything is kept until it is mended.
     #[serde(default = "refusals_max")]
     #[schemars(range(min = 1, max = 1000))]
     pub refusals_max: u32,
@@ -223,6 +258,10 @@ fn path() -> String {
 
 fn topic() -> String {
     "{topic}".into()
+}
+
+const fn requests_in_flight_max() -> u32 {
+    8
 }
 
 const fn refusals_max() -> u32 {

@@ -26,6 +26,8 @@ pub struct Dial {
     pub endpoint: Endpoint,
     /// For `https`.
     pub tls: Option<tls::Client>,
+    /// HTTP/2 whatever TLS agrees on.
+    pub http2: bool,
     /// For name, TCP and TLS together.
     pub timeout: Duration,
 }
@@ -69,13 +71,14 @@ impl std::error::Error for Fault {
 }
 
 impl Dial {
-    /// Connects, and shakes hands where the endpoint is `https`.
+    /// Connects, and shakes hands where the endpoint is `https`. Returns whether HTTP/2 is spoken.
     ///
     /// # Errors
     /// [`Fault::Connect`], [`Fault::ConnectTimeout`].
-    pub async fn stream(&self) -> Result<(Stream, Option<Alpn>), Fault> {
+    pub async fn stream(&self) -> Result<(Stream, bool), Fault> {
         match timeout(self.timeout, self.connect()).await {
-            Ok(connected) => connected.map_err(Fault::Connect),
+            Ok(Ok((stream, alpn))) => Ok((stream, self.http2 || alpn == Some(Alpn::Http2))),
+            Ok(Err(error)) => Err(Fault::Connect(error)),
             Err(_) => Err(Fault::ConnectTimeout),
         }
     }
@@ -116,10 +119,10 @@ impl Dial {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let (stream, alpn) = self.stream().await?;
+        let (stream, http2) = self.stream().await?;
         let io = TokioIo::new(stream);
         let open = Open::count(upstream);
-        if alpn == Some(Alpn::Http2) {
+        if http2 {
             let handshake =
                 timeout(self.timeout, http2_builder().handshake(io)).await.map_err(|_| Fault::ConnectTimeout)?;
             let (sender, connection) = handshake.map_err(Fault::Broken)?;

@@ -2,39 +2,54 @@
 //!
 //! Promises: a message leaves the queue when the upstream has answered 2xx with a whole body, or when it has refused that message alone as often
 //! as `refusals_max` says, and then it is in the loss ledger. Everything else is tried again for ever: the queue's own limits decide what
-//! is lost to an outage. Messages of one path arrive in their order. The ids never change. One request is under way at a time.
+//! is lost to an outage. Messages of one path arrive in their order, and so do single messages of
+//! one device. The ids never change. At most `requests_in_flight_max` requests are under way, and one while there is trouble.
 //!
 //! Memory: one batch, `bytes_max` and its encoding.
 
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use backon::BackoffBuilder;
 use http::StatusCode;
 use parking_lot::Mutex;
+use portable_atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::ForwardConfig;
-use super::batch::{self, Post};
+use super::batch::{self, Group, Post};
 use super::health::Health;
 use super::http::{Client, Verdict};
 use super::pace::Pace;
 use super::template::Template;
+use super::{BatchFormat, ForwardConfig};
 use crate::message::Message;
 use crate::spool::{Reader, Reason, Stored};
 use crate::tasks::Tasks;
 
 /// The work of one rule.
 pub struct Forwarder {
+    pub courier: Courier,
+    pub reader: Reader,
+}
+
+/// What a rule's requests have in common.
+pub struct Courier {
     pub rule: ForwardConfig,
     pub path: Template,
     pub client: Arc<Client>,
+    /// `backoff_max_ms` of the upstream.
+    pub pause_max: Duration,
     pub health: Arc<Health>,
-    pub reader: Reader,
     pub gateway: Arc<str>,
     pub replays: Arc<Replays>,
+    /// The last request was not taken, so that one at a time is enough.
+    pub in_trouble: AtomicBool,
     /// Where connections are driven.
     pub connections: Tasks,
 }
@@ -49,13 +64,14 @@ enum Sent {
 struct Stopped;
 
 impl Forwarder {
-    /// Forwards until `shutdown`; a request under way then gets a moment to finish.
+    /// Forwards until `shutdown`; requests under way then get a moment to finish.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut pace = Pace::new(&self.rule.queue.replay_rate_max, self.reader.appended(), Instant::now());
-        let batch = self.rule.batch.clone();
-        let linger = Duration::from_millis(batch.linger_ms.into());
+        let rule = &self.courier.rule;
+        let mut pace = Pace::new(&rule.queue.replay_rate_max, self.reader.appended(), Instant::now());
+        let linger = Duration::from_millis(rule.batch.linger_ms.into());
+        let (records_max, bytes_max) = (rule.batch.records_max as usize, rule.batch.bytes_max as usize);
+        let priority = rule.queue.priority;
         loop {
-            let (records_max, bytes_max) = (batch.records_max as usize, batch.bytes_max as usize);
             let next = tokio::select! {
                 next = self.reader.next_batch(records_max, bytes_max, linger) => next,
                 () = shutdown.cancelled() => return,
@@ -65,11 +81,10 @@ impl Forwarder {
                 let pause = pace.take(next.records.len(), self.reader.appended(), Instant::now());
                 let turn = async {
                     sleep(pause).await;
-                    self.replays.turn(self.rule.queue.priority).await;
+                    self.courier.replays.turn(priority).await;
                 };
-                tokio::select! {
-                    () = turn => {}
-                    () = shutdown.cancelled() => return,
+                if stoppable(turn, &shutdown).await.is_err() {
+                    return;
                 }
             } else {
                 pace.live(self.reader.appended(), Instant::now());
@@ -80,18 +95,39 @@ impl Forwarder {
         }
     }
 
-    /// Brings every record to its end and acknowledges each as soon as all before it are done.
+    /// Brings every record to its end, several requests at a time where no order binds them, and acknowledges each record as soon as all before it are done.
     async fn deliver(
         &mut self,
         records: &[Stored],
         replayed: bool,
         shutdown: &CancellationToken,
     ) -> Result<(), Stopped> {
+        let (courier, reader) = (&self.courier, &mut self.reader);
+        let groups = batch::group(records, &courier.path, &courier.gateway, courier.rule.batch.format);
+        let mut waiting = chains(records, groups, courier.rule.batch.format).into_iter();
+        let mut under_way: Vec<UnderWay<'_>> = Vec::new();
         let mut done = vec![false; records.len()];
         let mut acknowledged = 0;
-        for group in batch::group(records, &self.path, &self.gateway, self.rule.batch.format) {
-            let members: Vec<&Stored> = group.members.iter().filter_map(|at| records.get(*at)).collect();
-            self.deliver_group(&members, &group.path, replayed, shutdown).await?;
+        // Each chain's group, one after the other; a chain whose first group is done comes back for its next.
+        loop {
+            // Somebody in trouble is enough; the others wait until it is over.
+            let at_once =
+                if courier.in_trouble.load(Ordering::Relaxed) { 1 } else { courier.rule.requests_in_flight_max };
+            while under_way.len() < at_once as usize
+                && let Some(chain) = waiting.next()
+            {
+                under_way.push(Box::pin(courier.deliver_first(records, chain, replayed, shutdown)));
+            }
+            if under_way.is_empty() {
+                return Ok(());
+            }
+            let mut chain = first_of(&mut under_way).await?;
+            let Some((group, lost)) = chain.finished.take() else { continue };
+            for (at, reason) in lost {
+                if let Some(record) = records.get(at) {
+                    reader.lose(std::slice::from_ref(record), reason);
+                }
+            }
             for at in group.members {
                 done.get_mut(at).into_iter().for_each(|done| *done = true);
             }
@@ -102,67 +138,127 @@ impl Forwarder {
             if acknowledged > before
                 && let Some(record) = records.get(acknowledged - 1)
             {
-                self.reader.done(record.cursor);
+                reader.done(record.cursor);
+            }
+            if !chain.groups.is_empty() {
+                under_way.push(Box::pin(courier.deliver_first(records, chain, replayed, shutdown)));
             }
         }
-        Ok(())
     }
+}
 
-    /// Sends a group whole; what is refused is halved until the message is alone that the upstream does not want.
-    async fn deliver_group(
-        &mut self,
-        members: &[&Stored],
-        path: &str,
+/// Requests that must follow each other.
+struct Chain {
+    groups: VecDeque<Group>,
+    /// What has just been done, and what of it was given up.
+    finished: Option<(Group, Vec<(usize, Reason)>)>,
+}
+
+/// Groups of different paths go their own ways. Single messages of one device stay in order, whatever their paths.
+fn chains(records: &[Stored], groups: Vec<Group>, format: BatchFormat) -> Vec<Chain> {
+    let mut chains: Vec<Chain> = Vec::new();
+    let mut known: HashMap<Option<&str>, usize> = HashMap::new();
+    for group in groups {
+        let device = group.members.first().and_then(|at| records.get(*at));
+        let device = device.and_then(|record| record.message.origin.device.as_ref()).map(|device| device.as_str());
+        let chain = known.get(&device).filter(|_| format == BatchFormat::Single).copied();
+        match chain.and_then(|chain| chains.get_mut(chain)) {
+            Some(chain) => chain.groups.push_back(group),
+            None => {
+                known.insert(device, chains.len());
+                chains.push(Chain { groups: VecDeque::from([group]), finished: None });
+            }
+        }
+    }
+    chains
+}
+
+/// Waits until one of several is done, and takes it out. They are few, so all are asked.
+async fn first_of<T>(futures: &mut Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> T {
+    std::future::poll_fn(|cx| {
+        for index in 0..futures.len() {
+            let Some(future) = futures.get_mut(index) else { break };
+            if let Poll::Ready(done) = future.as_mut().poll(cx) {
+                drop(futures.swap_remove(index));
+                return Poll::Ready(done);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+impl Courier {
+    /// Brings the first group of a chain to its end.
+    async fn deliver_first(
+        &self,
+        records: &[Stored],
+        mut chain: Chain,
         replayed: bool,
         shutdown: &CancellationToken,
-    ) -> Result<(), Stopped> {
-        let mut parts = vec![members];
-        while let Some(messages) = parts.pop() {
-            let post = self.post(messages, path);
+    ) -> Result<Chain, Stopped> {
+        if let Some(group) = chain.groups.pop_front() {
+            let lost = self.deliver_group(records, &group, replayed, shutdown).await?;
+            chain.finished = Some((group, lost));
+        }
+        Ok(chain)
+    }
+
+    /// Sends a group whole; what is refused is halved until the message is alone that the upstream does not want. Returns what was given up.
+    async fn deliver_group(
+        &self,
+        records: &[Stored],
+        group: &Group,
+        replayed: bool,
+        shutdown: &CancellationToken,
+    ) -> Result<Vec<(usize, Reason)>, Stopped> {
+        let mut lost = Vec::new();
+        let mut parts = vec![group.members.as_slice()];
+        while let Some(part) = parts.pop() {
+            let post = self.post(records, part, &group.path);
             let mut refusals = 0;
-            let mut pauses = pauses();
+            let mut pauses = pauses(self.pause_max);
             loop {
                 let Sent::Refused(status) = self.send(&post, replayed, shutdown).await? else { break };
-                if messages.len() > 1 {
-                    let (first, second) = messages.split_at(messages.len() / 2);
+                if part.len() > 1 {
+                    let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);
                     break;
                 }
                 refusals += 1;
                 if refusals >= self.rule.refusals_max {
-                    self.give_up(messages, status);
+                    lost.extend(part.iter().map(|at| (*at, self.give_up(records.get(*at), status))));
                     break;
                 }
-                stoppable(sleep(pauses.next().unwrap_or(PAUSE_MAX)), shutdown).await?;
+                stoppable(sleep(pauses()), shutdown).await?;
             }
         }
-        Ok(())
+        Ok(lost)
     }
 
-    fn post(&self, messages: &[&Stored], path: &str) -> Post {
-        let messages: Vec<&Message> = messages.iter().map(|stored| &stored.message).collect();
+    fn post(&self, records: &[Stored], part: &[usize], path: &str) -> Post {
+        let messages: Vec<&Message> =
+            part.iter().filter_map(|at| records.get(*at)).map(|record| &record.message).collect();
         batch::encode(&messages, path, &self.gateway, self.rule.batch.format)
     }
 
-    fn give_up(&mut self, messages: &[&Stored], status: StatusCode) {
-        let reason = if status == StatusCode::PAYLOAD_TOO_LARGE { Reason::TooLarge } else { Reason::Rejected };
-        for stored in messages {
-            let (id, topic) = (stored.message.id, &stored.message.topic);
+    fn give_up(&self, record: Option<&Stored>, status: StatusCode) -> Reason {
+        if let Some(Stored { message, .. }) = record {
             tracing::error!(
                 rule = self.rule.name,
-                epoch = id.epoch,
-                seq = id.seq,
-                %topic,
+                epoch = message.id.epoch,
+                seq = message.id.seq,
+                topic = %message.topic,
                 status = status.as_u16(),
                 "upstream refuses a message for good, it is in the loss ledger"
             );
-            self.reader.lose(std::slice::from_ref(*stored), reason);
         }
+        if status == StatusCode::PAYLOAD_TOO_LARGE { Reason::TooLarge } else { Reason::Rejected }
     }
 
     /// Sends one request until it is taken or refused for its own sake.
     async fn send(&self, post: &Post, replayed: bool, shutdown: &CancellationToken) -> Result<Sent, Stopped> {
-        let mut pauses = pauses();
+        let mut pauses = pauses(self.pause_max);
         let mut failures = 0u32;
         loop {
             let verdict = {
@@ -172,6 +268,7 @@ impl Forwarder {
             };
             let (why, at_least, at_most) = match verdict {
                 Verdict::Taken => {
+                    self.in_trouble.store(false, Ordering::Relaxed);
                     if failures > 0 {
                         tracing::info!(rule = self.rule.name, upstream = self.rule.to, failures, "delivered again");
                     }
@@ -187,7 +284,8 @@ impl Forwarder {
                 Verdict::Unavailable { returns_in } => ("no endpoint can be used".to_owned(), None, returns_in),
             };
             failures = failures.saturating_add(1);
-            let pause = pauses.next().unwrap_or(PAUSE_MAX);
+            self.in_trouble.store(true, Ordering::Relaxed);
+            let pause = pauses();
             let pause = pause.min(at_most.unwrap_or(pause).max(PAUSE_MIN));
             let pause = pause.max(at_least.unwrap_or_default().min(RETRY_AFTER_MAX));
             tracing::warn!(
@@ -225,6 +323,9 @@ async fn stoppable(wait: impl Future<Output = ()>, shutdown: &CancellationToken)
         () = shutdown.cancelled() => Err(Stopped),
     }
 }
+
+/// One chain's next request.
+type UnderWay<'a> = Pin<Box<dyn Future<Output = Result<Chain, Stopped>> + Send + 'a>>;
 
 /// Lets a request that is under way at shutdown finish, for a moment: whatever is answered by then is not sent again at the next start.
 async fn finish<T>(work: impl Future<Output = T>, shutdown: &CancellationToken) -> Result<T, Stopped> {
@@ -283,14 +384,14 @@ impl Drop for Replay<'_> {
     }
 }
 
-/// Half a second, doubling up to half a minute, each drawn up to twice as long so that a fleet does not come back at once.
-fn pauses() -> backon::ExponentialBackoff {
+/// Half a second, doubling up to `max`, each drawn up to twice as long so that a fleet does not come back at once.
+fn pauses(max: Duration) -> impl FnMut() -> Duration {
     let builder = backon::ExponentialBuilder::default().with_min_delay(Duration::from_millis(500));
-    builder.with_max_delay(PAUSE_MAX).without_max_times().with_jitter().build()
+    let mut pauses = builder.with_max_delay(max).without_max_times().with_jitter().build();
+    move || pauses.next().unwrap_or(max)
 }
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The longest that an upstream can make us wait by `Retry-After`.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 /// For a request under way when the gateway stops.

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::HealthConfig;
-use super::connect::Dial;
+use super::connect::{Dial, Sender};
 use crate::tasks::Tasks;
 
 /// What the checks say about the endpoints of one upstream. All are healthy until a check says otherwise.
@@ -149,7 +149,9 @@ impl Watch<'_> {
         *request.headers_mut() = self.headers.clone();
         let headers = request.headers_mut();
         headers.insert(http::header::HOST, self.dial.endpoint.authority.clone());
-        headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+        if matches!(sender, Sender::Http1(_)) {
+            headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+        }
         let answer = sender.send(request).await.map_err(|error| error.to_string())?;
         match answer.status().as_u16() {
             200..=399 => Ok(()),

@@ -36,11 +36,12 @@ use crate::telemetry::UPSTREAM_HEALTHY;
 use crate::tls::{self, Alpn, KeyPair};
 use connect::Dial;
 use endpoint::Endpoint;
-use forwarder::{Forwarder, Replays};
+use forwarder::{Courier, Forwarder, Replays};
 use health::{Health, Watch};
 use http::Client;
-use mqtt::{Broker, Downlink};
+use mqtt::{Broker, Downlink, Links};
 use parking_lot::Mutex;
+use portable_atomic::AtomicBool;
 use proxy::Lane;
 use random::Random;
 use template::Template;
@@ -48,7 +49,7 @@ use template::Template;
 pub use link::{BoxError, ProxyBody};
 pub use proxy::{Answer, Fault, Proxy};
 
-pub use config::{BatchConfig, BatchFormat, Config, ForwardConfig, HealthConfig, Kind, MqttVersion};
+pub use config::{BatchConfig, BatchFormat, Config, ForwardConfig, HealthConfig, Http2, Kind, MqttVersion};
 
 /// Why an upstream cannot be used. All are the operator's to mend.
 #[derive(Debug)]
@@ -104,6 +105,7 @@ enum Side {
     Mqtt {
         endpoints: Arc<[mqtt::Endpoint]>,
         tls: Option<tls::Client>,
+        links: Arc<Links>,
     },
 }
 
@@ -126,8 +128,13 @@ impl Upstreams {
         let required = self.0.iter().filter(|upstream| upstream.config.required_for_ready);
         required
             .map(|upstream| {
+                let name = &upstream.config.name;
+                if let Side::Mqtt { links, .. } = &upstream.side {
+                    let (up, wanted) = links.count();
+                    return ("upstream", up == wanted, format!("{name}: {up} of {wanted} connections stand"));
+                }
                 let (usable, of) = (upstream.usable(), upstream.dials.len());
-                ("upstream", usable > 0, format!("{}: {usable} of {of} endpoints can be used", upstream.config.name))
+                ("upstream", usable > 0, format!("{name}: {usable} of {of} endpoints can be used"))
             })
             .collect()
     }
@@ -154,9 +161,19 @@ impl Upstream {
                 let parsed = urls.map(|url| Endpoint::parse(url).map_err(|what| wrong(url, what)));
                 let endpoints = parsed.collect::<Result<Vec<_>, _>>()?;
                 let encrypted = endpoints.iter().any(|endpoint| endpoint.tls);
-                let tls = encrypted.then(|| client_tls(config, vec![Alpn::Http2, Alpn::Http1])).transpose()?;
-                let dial =
-                    |endpoint: Endpoint| Dial { tls: tls.clone().filter(|_| endpoint.tls), endpoint, timeout: connect };
+                let alpn = match config.http2 {
+                    Http2::Auto => vec![Alpn::Http2, Alpn::Http1],
+                    Http2::Always => vec![Alpn::Http2],
+                    Http2::Never => vec![Alpn::Http1],
+                };
+                let tls = encrypted.then(|| client_tls(config, alpn)).transpose()?;
+                let http2 = config.http2 == Http2::Always;
+                let dial = |endpoint: Endpoint| Dial {
+                    tls: tls.clone().filter(|_| endpoint.tls),
+                    http2,
+                    endpoint,
+                    timeout: connect,
+                };
                 let dials: Vec<Dial> = endpoints.into_iter().map(dial).collect();
                 let now = Instant::now();
                 let balancer = Balancer::new(settings(config), &config.endpoints, now);
@@ -180,10 +197,17 @@ impl Upstream {
                         authority: ::http::HeaderValue::from_static(""),
                     },
                     tls: tls.clone().filter(|_| endpoint.tls),
+                    http2: false,
                     timeout: connect,
                 });
                 let dials = dials.collect();
-                Upstream { config: shared, health, dials, side: Side::Mqtt { endpoints, tls }, lanes: Mutex::default() }
+                Upstream {
+                    config: shared,
+                    health,
+                    dials,
+                    side: Side::Mqtt { endpoints, tls, links: Arc::default() },
+                    lanes: Mutex::default(),
+                }
             }
         })
     }
@@ -191,7 +215,8 @@ impl Upstream {
     /// How each endpoint is connected to for another protocol; `None` if this is no HTTP upstream.
     fn upgrade_dials(&self) -> Option<Vec<Dial>> {
         let Side::Http { upgrade_tls, .. } = &self.side else { return None };
-        let plain = |dial: &Dial| Dial { tls: dial.tls.as_ref().and(upgrade_tls.clone()), ..dial.clone() };
+        let plain =
+            |dial: &Dial| Dial { tls: dial.tls.as_ref().and(upgrade_tls.clone()), http2: false, ..dial.clone() };
         Some(self.dials.iter().map(plain).collect())
     }
 
@@ -246,17 +271,29 @@ impl Upstream {
             })
         };
         let endpoints: Vec<serde_json::Value> = self.dials.iter().zip(self.views()).map(endpoint).collect();
-        let connections: u32 = self.lanes().iter().map(|lane| lane.connections()).sum();
-        json!({
-            "name": self.config.name,
-            "kind": self.config.kind.as_str(),
-            "endpoints": endpoints,
-            "worker_connections": connections,
-        })
+        let mut described =
+            json!({ "name": self.config.name, "kind": self.config.kind.as_str(), "endpoints": endpoints });
+        match &self.side {
+            Side::Http { .. } => {
+                let connections: u32 = self.lanes().iter().map(|lane| lane.connections()).sum();
+                described["worker_connections"] = connections.into();
+            }
+            Side::Mqtt { links, .. } => {
+                let (up, wanted) = links.count();
+                described["connections"] = json!({ "up": up, "wanted": wanted });
+            }
+        }
+        described
     }
 
-    fn export_health(&self) {
-        gauge!(UPSTREAM_HEALTHY, "upstream" => self.config.name.clone()).set(self.health.healthy_count() as f64);
+    fn export(&self) {
+        let usable = match &self.side {
+            Side::Mqtt { links, .. } if links.count() == (0, 0) => self.health.healthy_count(),
+            // Which endpoint a bridge uses it does not tell.
+            Side::Mqtt { links, .. } => links.count().0.min(1) as usize,
+            Side::Http { .. } => self.usable(),
+        };
+        gauge!(UPSTREAM_HEALTHY, "upstream" => self.config.name.clone()).set(usable as f64);
     }
 }
 
@@ -308,7 +345,6 @@ pub fn spawn(
         false => Err(()),
     };
     for upstream in upstreams.0.iter() {
-        upstream.export_health();
         spawn_checks(tasks, &connections, upstream);
         if let Some(broker) = upstream.broker(&gateway, private_dir.as_deref().ok())
             && !upstream.config.subscribe.is_empty()
@@ -320,22 +356,34 @@ pub fn spawn(
             });
         }
     }
+    let (all, shutdown) = (upstreams.clone(), tasks.shutdown_token().clone());
+    tasks.spawn("upstream-metrics", async move {
+        let mut rounds = tokio::time::interval(EXPORT_EVERY);
+        loop {
+            tokio::select! {
+                _ = rounds.tick() => all.0.iter().for_each(|upstream| upstream.export()),
+                () = shutdown.cancelled() => return,
+            }
+        }
+    });
     for rule in forwards {
         let (Some(upstream), Some(sink)) = (upstreams.find(&rule.to), spool.sink(&rule.name)) else { continue };
         let (rule, reader, shutdown) = (rule.clone(), spool.reader(sink), tasks.shutdown_token().clone());
         match &upstream.side {
             Side::Http { client, replays, .. } => {
                 let Ok(path) = Template::parse(&rule.path) else { continue };
-                let forwarder = Forwarder {
+                let courier = Courier {
                     rule,
                     path,
                     client: client.clone(),
+                    pause_max: Duration::from_millis(upstream.config.backoff_max_ms.into()),
                     health: upstream.health.clone(),
-                    reader,
                     gateway: gateway.clone(),
                     replays: replays.clone(),
+                    in_trouble: AtomicBool::new(false),
                     connections: connections.clone(),
                 };
+                let forwarder = Forwarder { courier, reader };
                 tasks.spawn("forwarder", forwarder.run(shutdown));
             }
             Side::Mqtt { .. } => {
@@ -350,6 +398,9 @@ pub fn spawn(
     }
 }
 
+/// How often it is counted which endpoints can be used: ejections and breakers come and go by themselves.
+const EXPORT_EVERY: Duration = Duration::from_secs(2);
+
 /// For connections, which end with the runtime and which no drain has to wait for: whoever uses one is waited for.
 fn own_tasks(tasks: &Tasks) -> Tasks {
     Tasks::new(tasks.shutdown_token().child_token())
@@ -363,7 +414,7 @@ fn spawn_checks(tasks: &Tasks, connections: &Tasks, upstream: &Arc<Upstream>) {
         tasks.spawn("health-check", async move {
             let headers = http::extra_headers(&upstream.config);
             let watch = Watch { upstream: &upstream.config.name, index, dial, config, headers };
-            watch.run(&upstream.health, &inner, shutdown, || upstream.export_health()).await;
+            watch.run(&upstream.health, &inner, shutdown, || upstream.export()).await;
         });
     }
 }
@@ -371,12 +422,13 @@ fn spawn_checks(tasks: &Tasks, connections: &Tasks, upstream: &Arc<Upstream>) {
 impl Upstream {
     /// What a bridge needs; `None` for HTTP, and for TLS without a folder for its relay.
     fn broker(&self, gateway: &Arc<str>, private_dir: Option<&PrivateDir>) -> Option<Broker> {
-        let Side::Mqtt { endpoints, tls } = &self.side else { return None };
+        let Side::Mqtt { endpoints, tls, links } = &self.side else { return None };
         if tls.is_some() && private_dir.is_none() {
             return None;
         }
         Some(Broker {
             config: self.config.clone(),
+            links: links.clone(),
             endpoints: endpoints.clone(),
             tls: tls.clone(),
             gateway_name: gateway.clone(),

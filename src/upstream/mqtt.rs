@@ -16,12 +16,16 @@ use std::time::Duration;
 
 use backon::BackoffBuilder;
 use bytes::Bytes;
+use metrics::Counter;
+use portable_atomic::{AtomicU32, Ordering};
 use rumqttc::v5::mqttbytes::QoS as Qos5;
 use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Packet as Packet5, PubAckReason, PublishProperties};
 use rumqttc::{Outgoing, Packet, QoS, Transport, v5};
 use tokio::net::{TcpStream, UnixListener};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::pace::Pace;
 use super::{Config, ForwardConfig, MqttVersion};
 use crate::message::Message;
 use crate::spool::{Cursor, Reader, Reason, Stored};
@@ -65,10 +69,25 @@ pub trait Downlink: Send + Sync {
     fn received(&self, upstream: &str, message: Received);
 }
 
+/// The connections to one broker.
+#[derive(Debug, Default)]
+pub struct Links {
+    wanted: AtomicU32,
+    up: AtomicU32,
+}
+
+impl Links {
+    /// Connections that stand, of those that are wanted.
+    pub fn count(&self) -> (u32, u32) {
+        (self.up.load(Ordering::Relaxed), self.wanted.load(Ordering::Relaxed))
+    }
+}
+
 /// One broker as several connections use it.
 #[derive(Clone)]
 pub struct Broker {
     pub config: Arc<Config>,
+    pub links: Arc<Links>,
     pub endpoints: Arc<[Endpoint]>,
     /// For `mqtts`.
     pub tls: Option<tls::Client>,
@@ -86,8 +105,18 @@ impl Broker {
     /// Forwards what `reader` brings until `shutdown`.
     pub async fn forward(self, rule: ForwardConfig, reader: Reader, shutdown: CancellationToken) {
         let window = usize::from(self.config.in_flight_max);
-        let mut uplink =
-            Uplink { rule: &rule, gateway: &self.gateway_name, reader, window: VecDeque::new(), size: window };
+        let outcome = |outcome: &'static str| metrics::counter!(telemetry::UPSTREAM_REQUESTS_TOTAL, "upstream" => self.config.name.clone(), "outcome" => outcome);
+        let mut uplink = Uplink {
+            pace: Pace::new(&rule.queue.replay_rate_max, reader.appended(), Instant::now().into_std()),
+            rule: &rule,
+            gateway: &self.gateway_name,
+            reader,
+            window: VecDeque::new(),
+            size: window,
+            packet_bytes_max: usize::MAX,
+            taken: outcome("ok"),
+            refused: outcome("refused"),
+        };
         let session = Session { broker: &self, client_id: self.client_id(&rule.name), clean: true };
         session.keep_up(&mut uplink, &shutdown).await;
     }
@@ -109,23 +138,48 @@ struct Session<'a> {
 
 /// What is done over one connection, until it breaks.
 trait Work {
-    /// Runs until the connection breaks; the text says how. Sets `connected` once it stood.
-    async fn run(&mut self, link: &mut Link, connected: &mut bool) -> String;
+    /// Runs until the connection breaks; the text says how. Tells `standing` once it stands.
+    async fn run(&mut self, link: &mut Link, standing: &mut Standing<'_>) -> String;
+}
+
+/// Whether a connection stands; counted until it is dropped.
+struct Standing<'a> {
+    links: &'a Links,
+    stands: bool,
+}
+
+impl Standing<'_> {
+    fn set(&mut self) {
+        if !std::mem::replace(&mut self.stands, true) {
+            self.links.up.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        if self.stands {
+            self.links.up.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Session<'_> {
     async fn keep_up(&self, work: &mut impl Work, shutdown: &CancellationToken) {
         let upstream = self.broker.config.name.clone();
+        let links = &self.broker.links;
+        links.wanted.fetch_add(1, Ordering::Relaxed);
         let mut pauses = pauses();
         for endpoint in self.broker.endpoints.iter().cycle() {
-            let mut connected = false;
+            let mut standing = Standing { links, stands: false };
             let broken = tokio::select! {
-                broken = self.once(endpoint, work, &mut connected) => broken,
+                broken = self.once(endpoint, work, &mut standing) => broken,
                 () = shutdown.cancelled() => return,
             };
-            if connected {
+            if standing.stands {
                 pauses = self::pauses();
             }
+            drop(standing);
             metrics::counter!(telemetry::UPSTREAM_REQUESTS_TOTAL, "upstream" => upstream.clone(), "outcome" => "error")
                 .increment(1);
             let pause = pauses.next().unwrap_or(PAUSE_MAX);
@@ -143,7 +197,7 @@ impl Session<'_> {
         }
     }
 
-    async fn once(&self, endpoint: &Endpoint, work: &mut impl Work, connected: &mut bool) -> String {
+    async fn once(&self, endpoint: &Endpoint, work: &mut impl Work, standing: &mut Standing<'_>) -> String {
         let relay = match &self.broker.tls {
             Some(tls) if endpoint.tls => match Relay::start(&self.broker.private_dir, &self.client_id, endpoint, tls) {
                 Ok(relay) => Some(relay),
@@ -152,7 +206,7 @@ impl Session<'_> {
             _ => None,
         };
         let mut link = Link::open(self, endpoint, relay.as_ref().map(|relay| relay.path.as_path()));
-        work.run(&mut link, connected).await
+        work.run(&mut link, standing).await
     }
 }
 
@@ -176,17 +230,27 @@ struct Uplink<'a> {
     reader: Reader,
     window: VecDeque<InFlight>,
     size: usize,
+    /// How fast a backlog goes out.
+    pace: Pace,
+    /// What the broker takes at most (MQTT 5, Maximum Packet Size).
+    packet_bytes_max: usize,
+    taken: Counter,
+    refused: Counter,
 }
 
 impl Work for Uplink<'_> {
-    async fn run(&mut self, link: &mut Link, connected: &mut bool) -> String {
+    async fn run(&mut self, link: &mut Link, standing: &mut Standing<'_>) -> String {
         self.window.clear();
         self.reader.rewind();
+        let mut held_until: Option<Instant> = None;
         loop {
-            let room = if *connected { self.size - self.window.len() } else { 0 };
+            let room = if standing.stands && held_until.is_none() { self.size - self.window.len() } else { 0 };
             tokio::select! {
                 event = link.poll() => match event {
-                    Ok(Event::Connected) => *connected = true,
+                    Ok(Event::Connected(packet_bytes_max)) => {
+                        standing.set();
+                        self.packet_bytes_max = packet_bytes_max;
+                    }
                     Ok(Event::Sent(id)) => self.sent(id),
                     Ok(Event::Acknowledged(id, verdict)) => {
                         if let Err(broken) = self.acknowledged(id, verdict) {
@@ -198,20 +262,53 @@ impl Work for Uplink<'_> {
                 },
                 batch = self.reader.next_batch(room, BATCH_BYTES_MAX, Duration::ZERO), if room > 0 => {
                     let Some(batch) = batch else { return "the spool is closed".into() };
+                    held_until = self.hold(batch.records.len(), batch.replayed);
                     for stored in batch.records {
-                        let topic = topic_of(&self.rule.topic, &stored.message, self.gateway);
-                        if let Err(broken) = link.publish(topic, &stored.message, self.gateway) {
+                        if let Err(broken) = self.publish(link, stored) {
                             return broken;
                         }
-                        self.window.push_back(InFlight { stored, state: Sending::Queued });
                     }
+                    // What was not sent may have been all there was.
+                    self.acknowledge_done();
                 }
+                () = async { tokio::time::sleep_until(held_until.unwrap_or_else(Instant::now)).await }, if held_until.is_some() => held_until = None,
             }
         }
     }
 }
 
 impl Uplink<'_> {
+    /// Until when no more is read, if a backlog is being replayed.
+    fn hold(&mut self, records: usize, replayed: bool) -> Option<Instant> {
+        let (appended, now) = (self.reader.appended(), Instant::now());
+        if !replayed {
+            self.pace.live(appended, now.into_std());
+            return None;
+        }
+        let pause = self.pace.take(records, appended, now.into_std());
+        (!pause.is_zero()).then(|| now + pause)
+    }
+
+    fn publish(&mut self, link: &Link, stored: Stored) -> Result<(), String> {
+        let topic = topic_of(&self.rule.topic, &stored.message, self.gateway);
+        if stored.message.cost_bytes() + topic.len() + PACKET_OVERHEAD_BYTES > self.packet_bytes_max {
+            // The broker would close the connection over it, again and again.
+            self.give_up(&stored, Reason::TooLarge, "larger than the broker takes");
+            self.window.push_back(InFlight { stored, state: Sending::Done });
+            return Ok(());
+        }
+        link.publish(topic, &stored.message, self.gateway)?;
+        self.window.push_back(InFlight { stored, state: Sending::Queued });
+        Ok(())
+    }
+
+    fn give_up(&mut self, stored: &Stored, reason: Reason, why: &str) {
+        let (rule, topic) = (&self.rule.name, &stored.message.topic);
+        tracing::error!(rule, %topic, why, "broker refuses a message for good, it is in the loss ledger");
+        self.reader.lose(std::slice::from_ref(stored), reason);
+        self.refused.increment(1);
+    }
+
     /// rumqttc takes requests in order, so the id belongs to the first that has none.
     fn sent(&mut self, id: u16) {
         if let Some(next) = self.window.iter_mut().find(|entry| entry.state == Sending::Queued) {
@@ -222,14 +319,23 @@ impl Uplink<'_> {
     fn acknowledged(&mut self, id: u16, verdict: Verdict) -> Result<(), String> {
         let Some(entry) = self.window.iter_mut().find(|entry| entry.state == Sending::Sent(id)) else { return Ok(()) };
         match verdict {
-            Verdict::Taken => {}
+            Verdict::Taken => {
+                entry.state = Sending::Done;
+                self.taken.increment(1);
+            }
             Verdict::NotNow(reason) => return Err(format!("the broker does not take messages now: {reason}")),
             Verdict::Never(reason) => {
-                tracing::error!(rule = self.rule.name, topic = %entry.stored.message.topic, reason, "broker refuses a message for good");
-                self.reader.lose(std::slice::from_ref(&entry.stored), Reason::Rejected);
+                entry.state = Sending::Done;
+                let stored = entry.stored.clone();
+                self.give_up(&stored, Reason::Rejected, &reason);
             }
         }
-        entry.state = Sending::Done;
+        self.acknowledge_done();
+        Ok(())
+    }
+
+    /// Tells the spool how far everything is done, in order.
+    fn acknowledge_done(&mut self) {
         let mut done: Option<Cursor> = None;
         while self.window.front().is_some_and(|entry| entry.state == Sending::Done) {
             done = self.window.pop_front().map(|entry| entry.stored.cursor).or(done);
@@ -237,7 +343,6 @@ impl Uplink<'_> {
         if let Some(cursor) = done {
             self.reader.done(cursor);
         }
-        Ok(())
     }
 }
 
@@ -247,11 +352,11 @@ struct Listening<'a> {
 }
 
 impl Work for Listening<'_> {
-    async fn run(&mut self, link: &mut Link, connected: &mut bool) -> String {
+    async fn run(&mut self, link: &mut Link, standing: &mut Standing<'_>) -> String {
         loop {
             match link.poll().await {
-                Ok(Event::Connected) => {
-                    *connected = true;
+                Ok(Event::Connected(_)) => {
+                    standing.set();
                     if let Err(broken) = link.subscribe(&self.broker.config.subscribe) {
                         return broken;
                     }
@@ -276,7 +381,8 @@ enum Link {
 }
 
 enum Event {
-    Connected,
+    /// With the largest packet that the broker takes.
+    Connected(usize),
     Sent(u16),
     Acknowledged(u16, Verdict),
     Received(Received, Box<AckOf>),
@@ -339,7 +445,7 @@ impl Link {
     async fn poll(&mut self) -> Result<Event, String> {
         match self {
             Link::V311(_, events) => Ok(match events.poll().await.map_err(|error| error.to_string())? {
-                rumqttc::Event::Incoming(Packet::ConnAck(_)) => Event::Connected,
+                rumqttc::Event::Incoming(Packet::ConnAck(_)) => Event::Connected(PACKET_BYTES_MAX),
                 rumqttc::Event::Incoming(Packet::PubAck(ack)) => Event::Acknowledged(ack.pkid, Verdict::Taken),
                 rumqttc::Event::Incoming(Packet::Publish(publish)) => Event::Received(
                     Received { topic: publish.topic.clone(), payload: publish.payload.clone(), retain: publish.retain },
@@ -349,7 +455,11 @@ impl Link {
                 rumqttc::Event::Incoming(_) | rumqttc::Event::Outgoing(_) => Event::Other,
             }),
             Link::V5(_, events) => Ok(match events.poll().await.map_err(|error| error.to_string())? {
-                v5::Event::Incoming(Packet5::ConnAck(_)) => Event::Connected,
+                v5::Event::Incoming(Packet5::ConnAck(ack)) => {
+                    let told = ack.properties.and_then(|properties| properties.max_packet_size);
+                    let told = told.and_then(|bytes| usize::try_from(bytes).ok());
+                    Event::Connected(told.unwrap_or(PACKET_BYTES_MAX).min(PACKET_BYTES_MAX))
+                }
                 v5::Event::Incoming(Packet5::PubAck(ack)) => Event::Acknowledged(ack.pkid, verdict(ack.reason)),
                 v5::Event::Incoming(Packet5::Publish(publish)) => Event::Received(
                     Received {
@@ -486,6 +596,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Both ways; above every `packet_bytes_max` that a device may have.
 const PACKET_BYTES_MAX: usize = 16 << 20;
+/// What the event's attributes and the packet's own header take, roughly, beside what a message costs.
+const PACKET_OVERHEAD_BYTES: usize = 384;
 
 #[cfg(test)]
 mod tests {

@@ -41,11 +41,11 @@ struct Idle {
 }
 
 impl Pool {
-    pub fn new(endpoints: usize, connections_max: u32, idle_timeout: Duration) -> Self {
+    pub fn new(endpoints: usize, connections_max: u32, waiting_max: u32, idle_timeout: Duration) -> Self {
         let connections = || Mutex::new(Connections { idle: Vec::new(), http2: None });
         Pool {
             endpoints: (0..endpoints).map(|_| connections()).collect(),
-            seats: Arc::default(),
+            seats: Arc::new(Seats { open: AtomicU32::new(0), queue: Queue::new(waiting_max) }),
             connections_max,
             idle_timeout,
         }
@@ -84,10 +84,9 @@ impl Pool {
     /// Room for one more connection, waited for until `deadline`; or, while waiting, an idle connection after all.
     ///
     /// # Errors
-    /// The deadline passed.
+    /// The deadline passed, or `waiting_max` others wait.
     pub async fn seat(&self, endpoint: usize, deadline: Instant) -> Result<Room, Full> {
         loop {
-            let freed = self.seats.freed.notified();
             if let Some(seat) = self.seats.take(self.connections_max) {
                 return Ok(Room::Seat(seat));
             }
@@ -97,10 +96,7 @@ impl Pool {
             if self.evict() {
                 continue;
             }
-            self.seats.waiting.fetch_add(1, Ordering::Relaxed);
-            let waited = tokio::time::timeout_at(deadline.into(), freed).await;
-            self.seats.waiting.fetch_sub(1, Ordering::Relaxed);
-            if waited.is_err() {
+            if !self.seats.queue.wait(deadline).await {
                 return Err(Full);
             }
         }
@@ -110,7 +106,7 @@ impl Pool {
     pub fn put(&self, endpoint: usize, lease: Box<Lease>, now: Instant) {
         if let Some(connections) = self.endpoints.get(endpoint) {
             connections.lock().idle.push(Idle { lease, since: now });
-            self.seats.tell();
+            self.seats.queue.tell();
         }
     }
 
@@ -156,7 +152,7 @@ impl Room {
     }
 }
 
-/// `connections_max` is reached and nothing was given back in time.
+/// `connections_max` is reached, and nothing was given back in time or too many wait for it.
 #[derive(Debug)]
 pub struct Full;
 
@@ -166,11 +162,9 @@ impl Seat {
     }
 }
 
-#[derive(Default)]
 struct Seats {
     open: AtomicU32,
-    waiting: AtomicU32,
-    freed: Notify,
+    queue: Queue,
 }
 
 impl Seats {
@@ -178,12 +172,6 @@ impl Seats {
         let free = |open: u32| (open < max).then_some(open + 1);
         self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).ok()?;
         Some(Seat(self.clone()))
-    }
-
-    fn tell(&self) {
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            self.freed.notify_one();
-        }
     }
 }
 
@@ -193,6 +181,46 @@ pub struct Seat(Arc<Seats>);
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
-        self.0.tell();
+        self.0.queue.tell();
+    }
+}
+
+/// A bounded number of requests that wait for something to be given back.
+#[derive(Debug)]
+pub struct Queue {
+    waiting: AtomicU32,
+    waiting_max: u32,
+    freed: Notify,
+}
+
+impl Queue {
+    pub fn new(waiting_max: u32) -> Self {
+        Queue { waiting: AtomicU32::new(0), waiting_max, freed: Notify::new() }
+    }
+
+    /// Waits for something given back; false: the queue is full, or the deadline has passed.
+    pub async fn wait(&self, deadline: Instant) -> bool {
+        let room = |waiting: u32| (waiting < self.waiting_max).then_some(waiting + 1);
+        if self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+            return false;
+        }
+        let _place = Place(&self.waiting);
+        tokio::time::timeout_at(deadline.into(), self.freed.notified()).await.is_ok()
+    }
+
+    /// Something was given back.
+    pub fn tell(&self) {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.freed.notify_one();
+        }
+    }
+}
+
+/// A place in a queue, given up when it is dropped.
+struct Place<'a>(&'a AtomicU32);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -27,13 +27,12 @@ use parking_lot::Mutex;
 use super::connect::{Dial, Open, http1_builder, http2_builder};
 use super::health::Health;
 use super::link::{BoxError, Link, ProxyBody, SendFault, Upload, with_read};
-use super::pool::{Lease, Pool, Room, Seat};
+use super::pool::{Lease, Pool, Queue, Room, Seat};
 use super::random::Random;
 use super::{Config, Upstream, connect, settings};
 use crate::balance::{Balancer, EndpointIndex, Outcome, RetryBudget};
 use crate::tasks::Tasks;
 use crate::telemetry::{UPSTREAM_REQUEST_SECONDS, UPSTREAM_REQUESTS_TOTAL};
-use crate::tls::Alpn;
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +71,8 @@ pub(super) struct Lane {
     health: Arc<Health>,
     state: Mutex<State>,
     pool: Pool,
+    /// Requests that wait for an endpoint below its `in_flight_max`.
+    queue: Queue,
     meters: Meters,
 }
 
@@ -178,8 +179,9 @@ impl Lane {
             names: upstream.dials.iter().map(|dial| dial.endpoint.url.as_str().into()).collect(),
             headers: super::http::own_headers(&config),
             health: upstream.health.clone(),
-            pool: Pool::new(upstream.dials.len(), config.connections_max, idle),
+            pool: Pool::new(upstream.dials.len(), config.connections_max, config.waiting_max, idle),
             state: Mutex::new(state),
+            queue: Queue::new(config.waiting_max),
             config,
             meters,
         });
@@ -213,7 +215,10 @@ impl Lane {
         let own_host = headers.contains_key(HOST);
         let mut began = Instant::now();
         let mut tried: Vec<EndpointIndex> = Vec::new();
-        let mut to = self.pick(key, &tried, false, began).ok_or(Fault::Unavailable)?;
+        let mut to = match self.pick(key, &tried, false, began) {
+            Some(to) => to,
+            None => self.wait_for_one(key, deadline).await.ok_or(Fault::Unavailable)?,
+        };
         loop {
             let dial = self.dials.get(to.0).ok_or(Fault::Unavailable)?;
             if !own_host {
@@ -280,6 +285,20 @@ impl Lane {
             return None;
         }
         Some(picked)
+    }
+
+    /// An endpoint, when one that is only busy has room again.
+    async fn wait_for_one(&self, key: u64, deadline: Instant) -> Option<EndpointIndex> {
+        let is_busy = || {
+            let (state, now) = (self.state.lock(), Instant::now());
+            state.balancer.statuses(now).any(|status| status.state == crate::balance::State::Busy)
+        };
+        while is_busy() && self.queue.wait(deadline).await {
+            if let Some(to) = self.pick(key, &[], false, Instant::now()) {
+                return Some(to);
+            }
+        }
+        None
     }
 
     fn learn_health(&self, state: &mut State, now: Instant) {
@@ -406,10 +425,10 @@ impl Lane {
         seat: Seat,
         tasks: &Tasks,
     ) -> Result<Connection, connect::Fault> {
-        let (stream, alpn) = dial.stream().await?;
+        let (stream, http2) = dial.stream().await?;
         let io = TokioIo::new(stream);
         let open = Open::count(&self.config.name);
-        if alpn == Some(Alpn::Http2) {
+        if http2 {
             let (sender, connection) = http2_builder().handshake(io).await.map_err(connect::Fault::Broken)?;
             tasks.spawn("upstream-connection", async move {
                 let _held = (open, seat);
@@ -747,6 +766,7 @@ impl Drop for Report {
         }
         let took = self.took.unwrap_or_else(|| now.saturating_duration_since(self.began));
         self.lane.state.lock().balancer.report(self.to, self.outcome, took, now);
+        self.lane.queue.tell();
     }
 }
 

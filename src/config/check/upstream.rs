@@ -132,9 +132,11 @@ impl Check<'_> {
             ("upstream", Kind::Http) => {
                 &["client_id", "username", "password", "mqtt_version", "in_flight_max", "subscribe"]
             }
-            ("upstream", Kind::Mqtt) => &["headers", "idle_timeout_ms", "request_timeout_ms"],
+            ("upstream", Kind::Mqtt) => {
+                &["headers", "idle_timeout_ms", "request_timeout_ms", "http2", "backoff_max_ms", "waiting_max"]
+            }
             (_, Kind::Http) => &["topic"],
-            (_, Kind::Mqtt) => &["path", "batch", "refusals_max"],
+            (_, Kind::Mqtt) => &["path", "batch", "requests_in_flight_max", "refusals_max"],
         };
         let entry = self.document.at_path(&[Step::Key(list.to_owned()), Step::Index(index)]);
         keys.iter().copied().filter(|key| entry.is_some_and(|entry| entry.get(key).is_some())).collect()
@@ -230,7 +232,7 @@ impl Check<'_> {
 
     pub(super) fn route_upstreams(&mut self) {
         for route in &self.config.route {
-            let Some(index) = self.entry("route", &route.name) else { continue };
+            let Some(index) = self.entry("route", &route.name).filter(|_| !route.to.is_empty()) else { continue };
             if self.named_upstream("route", index, &route.to) == Some(Kind::Mqtt) {
                 let problem = Problem::error("requests cannot be proxied to a broker");
                 self.report(&at("route", index, "to"), problem.allowed("an upstream of kind \"http\""));

@@ -3,6 +3,7 @@
 mod backend;
 mod forwarding;
 mod proxying;
+mod secure;
 mod wire;
 
 use std::sync::Arc;

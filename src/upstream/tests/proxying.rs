@@ -72,7 +72,7 @@ where
 }
 
 /// A body fed from outside.
-struct Fed(mpsc::Receiver<Result<Frame<Bytes>, BoxError>>);
+pub struct Fed(pub mpsc::Receiver<Result<Frame<Bytes>, BoxError>>);
 
 impl Body for Fed {
     type Data = Bytes;

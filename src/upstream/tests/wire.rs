@@ -109,6 +109,25 @@ async fn a_batch_holds_messages_of_one_path_in_their_order() {
 }
 
 #[tokio::test]
+async fn single_messages_of_one_device_follow_each_other_and_devices_do_not_wait() {
+    let messages: Vec<Message> = (0..60).map(|n| message(n, ["a", "b", "c"][n as usize % 3], &n.to_string())).collect();
+    let backend = Backend::start(Mood::Drip(std::time::Duration::from_millis(1))).await;
+    let mut rule = batch("single");
+    super::merge(&mut rule, json!({ "batch": { "records_max": 100, "linger_ms": 200, "format": "single" } }));
+    let gateway = Gateway::start(&upstream(&[backend.url()], json!({ "request_timeout_ms": 30000 })), &forward(rule));
+    messages.iter().for_each(|message| gateway.append(message));
+    gateway.drained().await;
+    for device in ["a", "b", "c"] {
+        let of_device =
+            |received: &&Received| received.header("ce-subject") == Some(&format!("dev/{device}/telemetry"));
+        let numbers: Vec<u64> = backend.kept().iter().filter(of_device).map(|r| r.body.parse().unwrap()).collect();
+        assert_eq!(numbers.len(), 20);
+        assert!(numbers.is_sorted(), "{numbers:?}");
+    }
+    assert!(backend.connections() > 1, "one request at a time");
+}
+
+#[tokio::test]
 async fn the_key_of_a_batch_is_the_same_when_it_is_sent_again() {
     let backend = Backend::start(Mood::Raw { answer: "", keep: true }).await;
     let gateway = Gateway::start(&upstream(&[backend.url()], json!({})), &forward(json!({})));
