@@ -417,6 +417,17 @@ fn pattern(schema: &Json) -> Option<Pattern> {
             },
             "a path such as \"/\" or \"/gw\", of segments out of A-Z a-z 0-9 . _ ~ -",
         )),
+        "^/[^?#]*$" => {
+            Some((|t| t.starts_with('/') && !t.contains(['?', '#']), "a path that begins with /, without ? and #"))
+        }
+        "^(address|device|route|header:[A-Za-z0-9!#$%&'*+.^_`|~-]+)$" => Some((
+            |t| {
+                let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+.^_`|~-".contains(c);
+                let header = |name: &str| !name.is_empty() && name.chars().all(token);
+                ["address", "device", "route"].contains(&t) || t.strip_prefix("header:").is_some_and(header)
+            },
+            "\"address\", \"device\", \"route\" or \"header:NAME\"",
+        )),
         _ => None,
     }
 }

@@ -11,6 +11,7 @@ use tidegate_auth::{CbType, Proto, SecretKey, Transcript, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 mod relay;
+mod routes;
 mod smuggling;
 
 use super::*;
