@@ -22,6 +22,12 @@ pub enum Kind {
     Subscription = 3,
     /// A number that only grows; the key is its name.
     Counter = 4,
+    /// What a session has taken of its queue; the number.
+    Cursor = 5,
+    /// A packet identifier that a session's client has yet to release; the number and the identifier.
+    Unreleased = 6,
+    /// A client's will; the number.
+    Will = 7,
 }
 
 /// Rows to be written, None to be deleted.
