@@ -327,6 +327,10 @@ impl Gateway {
                 if let Some(Durable { number, .. }) = durable {
                     self.forget_session(number, &filters);
                 }
+                // A shared outbox lives on: it is not of this session.
+                if outbox.session() == session.id {
+                    outbox.end();
+                }
                 None
             }
         };

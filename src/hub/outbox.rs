@@ -71,6 +71,8 @@ pub struct Drained {
     pub deliveries: VecDeque<Delivery>,
     pub completions: Vec<(u64, Result<Receipt, Reject>)>,
     pub close: Option<CloseReason>,
+    /// Since when the reader is too slow, if it is; see [`Outbox::slow_since`].
+    pub slow_since: Option<Instant>,
 }
 
 /// How a push ended.
@@ -99,8 +101,9 @@ struct Inner {
     waker: Option<Waker>,
     /// Publishers that wait for this outbox to drain.
     waiting: Vec<Waiting>,
-    /// Since when it has been above the mark without a drain.
     slow_since: Option<Instant>,
+    /// The session's task has no room for messages: a push need not wake it.
+    only_outcomes: bool,
     /// No task drains it: a persistent session between two connections. `QoS` 0 is not kept.
     parked: bool,
     dropped: u64,
@@ -128,6 +131,7 @@ impl Outbox {
                 waker: None,
                 waiting: Vec::new(),
                 slow_since: None,
+                only_outcomes: false,
                 parked: false,
                 dropped: 0,
             }),
@@ -173,13 +177,14 @@ impl Outbox {
             }
             return Pushed::Dropped;
         }
-        if above && inner.slow_since.is_none() {
+        let newly_slow = above && inner.slow_since.is_none();
+        if newly_slow {
             inner.slow_since = Some(now);
         }
         inner.queue.push_back(delivery);
         inner.bytes = inner.bytes.saturating_add(cost);
         self.depth.store(messages + 1, Ordering::Relaxed);
-        let waker = inner.waker.take();
+        let waker = if inner.only_outcomes && !newly_slow { None } else { inner.waker.take() };
         drop(inner);
         if let Some(waker) = waker {
             waker.wake();
@@ -201,10 +206,13 @@ impl Outbox {
 
     /// Takes all there is. Pending until there is something.
     ///
-    /// At most `deliveries_max` messages are taken at a time, so that one busy session cannot hold its worker.
+    /// At most `deliveries_max` messages are taken at a time, so that one busy session cannot hold its worker. With 0 only outcomes and orders to
+    /// close are taken, and waited for.
     pub fn poll_drain(&self, cx: &mut Context<'_>, into: &mut Drained, deliveries_max: usize) -> Poll<()> {
         let mut inner = self.inner.lock();
         self.take(&mut inner, into, deliveries_max);
+        inner.only_outcomes = deliveries_max == 0;
+        into.slow_since = inner.slow_since;
         let got = !into.deliveries.is_empty() || !into.completions.is_empty() || into.close.is_some();
         if !got && !inner.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             inner.waker = Some(cx.waker().clone());
@@ -254,7 +262,8 @@ impl Outbox {
         }
     }
 
-    /// Since when the reader has been too slow, if it is: the worker closes such a session after its grace.
+    /// Since when the reader has been too slow, if it is; its task ends such a session after a grace. Too slow is to take nothing while above the
+    /// mark, or, while publishers wait, not to come down to half of it.
     pub fn slow_since(&self) -> Option<Instant> {
         self.inner.lock().slow_since
     }
@@ -269,6 +278,21 @@ impl Outbox {
         inner.queue.retain(|d| d.qos != Qos::AtMostOnce);
         inner.bytes = inner.queue.iter().map(|d| d.message.cost_bytes()).sum();
         self.depth.store(inner.queue.len(), Ordering::Relaxed);
+        let released = std::mem::take(&mut inner.waiting);
+        drop(inner);
+        for waiting in released {
+            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
+        }
+    }
+
+    /// Nobody drains it any more, nor will: it takes nothing, and waiting publishers are released.
+    pub fn end(&self) {
+        let mut inner = self.inner.lock();
+        inner.close.get_or_insert(CloseReason::Administrative);
+        inner.waker = None;
+        inner.queue = VecDeque::new();
+        inner.bytes = 0;
+        self.depth.store(0, Ordering::Relaxed);
         let released = std::mem::take(&mut inner.waiting);
         drop(inner);
         for waiting in released {
@@ -296,8 +320,9 @@ impl Outbox {
         }
         into.completions.append(&mut inner.completions);
         into.close = into.close.take().or(inner.close);
-        self.depth.store(inner.queue.len(), Ordering::Relaxed);
-        if self.is_low(inner) {
+        let before = self.depth.swap(inner.queue.len(), Ordering::Relaxed);
+        let moves = inner.queue.len() < before && inner.waiting.is_empty();
+        if moves || self.is_low(inner) {
             inner.slow_since = None;
         }
     }
@@ -414,6 +439,26 @@ mod tests {
         assert_eq!(*log.0.lock(), [77]);
         assert_eq!(drained.deliveries.len(), 5);
         assert_eq!(outbox.slow_since(), None);
+    }
+
+    #[test]
+    fn slow_is_who_takes_nothing_or_keeps_publishers_waiting() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        let (now, mut drained) = (Instant::now(), Drained::default());
+        let take = |drained: &mut Drained, count| {
+            let _ = outbox.poll_drain(&mut Context::from_waker(Waker::noop()), drained, count);
+            drained.deliveries.clear();
+            drained.slow_since
+        };
+        for n in 0..8 {
+            outbox.push(delivery(n, Qos::AtLeastOnce), now);
+        }
+        assert_eq!(take(&mut drained, 0), Some(now));
+        assert_eq!(take(&mut drained, 1), None, "it moves");
+        outbox.push(delivery(8, Qos::AtLeastOnce), now);
+        outbox.when_drained(Arc::new(Log::default()), 1, Receipt { id: MessageId::default(), receivers: 1 });
+        assert_eq!(take(&mut drained, 1), Some(now), "it moves, but somebody waits");
+        assert_eq!(take(&mut drained, 5), None, "down to half");
     }
 
     #[test]

@@ -91,6 +91,10 @@ pub struct Config {
     /// Messages waiting for one connected subscriber; beyond it as `outbox_bytes_max`.
     #[schemars(range(min = 1, max = 1000000))]
     pub outbox_messages_max: u32,
+    /// Time that a connected subscriber may take nothing while above `outbox_messages_max` or `outbox_bytes_max`, or stay above half of them while
+    /// publishers wait for it. It is disconnected then (MQTT 5: 0x97), and the publishers are answered.
+    #[schemars(range(min = 100, max = 3600000))]
+    pub slow_reader_timeout_ms: u32,
     /// Output waiting for all subscribers together; beyond it as `outbox_bytes_max`.
     pub outbox_bytes_total_max: ByteSize,
     /// QoS 1 and 2 messages kept for one session whose client is away or slow. The oldest is dropped beyond it, and
@@ -191,6 +195,7 @@ impl Default for Config {
             in_flight_max: 64,
             outbox_bytes_max: ByteSize(256 << 10),
             outbox_messages_max: 1_000,
+            slow_reader_timeout_ms: 30_000,
             outbox_bytes_total_max: ByteSize(64 << 20),
             session_queue_bytes_max: ByteSize(1 << 20),
             session_queue_messages_max: 1_000,

@@ -58,6 +58,7 @@ struct Terms {
     engine: Arc<mqtt::Config>,
     write_timeout: Duration,
     packet_timeout: Duration,
+    slow_timeout: Duration,
     /// How long a drain may wait for the outcomes of what was published before.
     drain_timeout: Duration,
 }
@@ -114,6 +115,7 @@ impl Terms {
             engine: Arc::new(engine),
             write_timeout: millis(limits.write_timeout_ms),
             packet_timeout: millis(limits.header_timeout_ms),
+            slow_timeout: millis(limits.slow_reader_timeout_ms),
             drain_timeout: millis(limits.drain_timeout_ms) / 2,
         }
     }

@@ -442,7 +442,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         let held = self.held.as_ref().map(|held| held.until);
         let ending = self.ending.map(|(_, until)| until);
         let link = self.link.deadline(self.terms.packet_timeout, self.terms.write_timeout);
-        [held, ending, link, self.expires].into_iter().fold(self.engine_deadline, earliest)
+        let slow = self.slow_at();
+        [held, ending, link, slow, self.expires].into_iter().fold(self.engine_deadline, earliest)
+    }
+
+    /// When the client has been too slow a reader for too long.
+    fn slow_at(&self) -> Option<Instant> {
+        self.drained.slow_since.map(|since| since + self.terms.slow_timeout)
     }
 
     fn on_time(&mut self, now: Instant, out: &mut BytesMut) {
@@ -463,6 +469,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             self.link.engine.disconnect(Reason::UnspecifiedError, Some("over header_timeout_ms"), out);
         } else if self.link.is_stalled(self.terms.write_timeout, now) {
             self.link.engine.disconnect(Reason::QuotaExceeded, Some("over write_timeout_ms"), out);
+        } else if self.slow_at().is_some_and(|at| now >= at) {
+            self.link.engine.disconnect(Reason::QuotaExceeded, Some("over slow_reader_timeout_ms"), out);
         }
         self.link.engine.handle_timeout(now, out);
         self.shrink();
@@ -474,7 +482,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if self.backlog.is_empty() {
             self.backlog = VecDeque::new();
         }
-        self.drained = Drained::default();
+        self.drained.deliveries = VecDeque::new();
+        self.drained.completions = Vec::new();
     }
 
     // The end.

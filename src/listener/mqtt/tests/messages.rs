@@ -176,3 +176,51 @@ async fn a_packet_over_the_limit_is_told_so() {
     old.publish("plant/x", &"z".repeat(1000), Qos::AtMostOnce, 0).await;
     assert_eq!(old.next().await, Said::Closed);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_does_not_acknowledge_is_disconnected_and_its_publishers_are_answered() {
+    let small = |limits: &mut Limits| {
+        limits.in_flight_max = 2;
+        limits.outbox_messages_max = 4;
+    };
+    let fixture = Fixture::with(small, |_| {}, &[]);
+    let mut reader = fixture.login(Version::V5, "op").await;
+    reader.subscribe(&[("plant/#", Qos::AtLeastOnce)]).await;
+    let mut writer = fixture.login(Version::V5, "a").await;
+    let mut waiting = false;
+    for packet in 1..=12 {
+        writer.publish("plant/x", "1", Qos::AtLeastOnce, packet).await;
+        // Acknowledged at once as long as the reader has room; then withheld.
+        match tokio::time::timeout(std::time::Duration::from_secs(5), writer.next()).await {
+            Ok(said) => assert_eq!(said, Said::Puback(packet, Reason::Success)),
+            Err(_) => {
+                assert_eq!(writer.next().await, Said::Puback(packet, Reason::Success));
+                waiting = true;
+                break;
+            }
+        }
+    }
+    assert!(waiting, "the writer was never slowed down");
+    for _ in 0..2 {
+        assert_eq!(reader.next().await.message(), "plant/x=1");
+    }
+    assert_eq!(reader.next().await, Said::Disconnect(Reason::QuotaExceeded));
+    assert_eq!(reader.next().await, Said::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_does_not_read_is_closed_and_costs_a_bounded_buffer() {
+    let fixture = Fixture::new();
+    let mut reader = fixture.dial_tls(Version::V5, None, 4096);
+    reader.connect("op").password(&fixture.jwt("op", 600)).keep_alive(0).send().await;
+    reader.accepted().await;
+    reader.subscribe(&[("plant/#", Qos::AtMostOnce)]).await;
+    for _ in 0..2000 {
+        fixture.emit("plant/x", "a payload that fills the pipe and then the outbox", false);
+    }
+    let began = tokio::time::Instant::now();
+    // Not one byte is read until the gateway has given up.
+    reader.served.await.unwrap();
+    assert!(began.elapsed() >= std::time::Duration::from_secs(19));
+    assert_eq!(fixture.gateway.sessions.live().len(), 0);
+}
