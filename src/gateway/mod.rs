@@ -15,8 +15,10 @@ mod publish;
 mod restore;
 mod route;
 mod subscribe;
+mod sys;
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -39,7 +41,7 @@ use crate::telemetry::meters;
 
 pub use address::{Address, Part};
 pub use client::{Client, Resume};
-pub use config::{Config, Workers};
+pub use config::{Config, Mqtt311Refused, Workers};
 use durable::Durable;
 pub use durable::InFlight;
 pub use publish::{Done, Draft, Published};
@@ -94,6 +96,7 @@ pub struct Gateway {
     next_number: AtomicU32,
     draining: AtomicBool,
     started: Instant,
+    sys: sys::Sys,
 }
 
 /// A session that is to begin.
@@ -156,6 +159,7 @@ impl Gateway {
             next_number: AtomicU32::new(1),
             draining: AtomicBool::new(false),
             started: now,
+            sys: sys::Sys::default(),
         }
     }
 
@@ -329,7 +333,7 @@ impl Gateway {
                 }
                 // A shared outbox lives on: it is not of this session.
                 if outbox.session() == session.id {
-                    outbox.end();
+                    self.pass_on(outbox.end(), now);
                 }
                 None
             }
@@ -373,6 +377,7 @@ impl Gateway {
         }
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
         self.expire_retained(wall_ms());
+        self.publish_sys(now);
         self.sessions.close_where(CloseReason::NotAuthorized, |session| {
             session.device.as_ref().is_some_and(|device| !self.identity.is_current(device))
         });
@@ -401,6 +406,16 @@ impl Gateway {
         self.remove_subscriptions(&resume.outbox, &resume.filters);
         if let Some(number) = resume.durable {
             self.forget_session(number, &resume.filters);
+        }
+        self.pass_on(resume.outbox.end(), Instant::now());
+    }
+
+    /// Finds other members of their shared subscriptions for the messages that a session has left behind.
+    fn pass_on(&self, left: VecDeque<Delivery>, now: Instant) {
+        for delivery in left.iter().filter(|delivery| delivery.shared.is_some()) {
+            if !self.hub.pass_on(delivery, now) {
+                meters().dropped_outbox.increment(1);
+            }
         }
     }
 

@@ -127,15 +127,31 @@ impl Hub {
         if qos == Qos::AtMostOnce {
             return None;
         }
-        let mut acknowledged = matches.targets.iter().filter(|target| target.qos != Qos::AtMostOnce);
+        let chosen = matches.groups.iter().filter_map(|group| self.least(group, 0));
+        let mut acknowledged = matches.targets.iter().chain(chosen).filter(|target| target.qos != Qos::AtMostOnce);
         acknowledged.find(|target| target.outbox.is_above()).map(|target| target.outbox.clone())
     }
 
-    /// The member of a shared group with the least to do; among equals, in turn.
+    /// Gives a message of a shared subscription to another member, because the one it was given to has left without taking it. False if there is
+    /// none that takes it.
+    pub fn pass_on(&self, delivery: &Delivery, now: Instant) -> bool {
+        let Some(shared) = &delivery.shared else { return false };
+        let members = self.tree.read().members(shared);
+        let Some(target) = self.choose(&members) else { return false };
+        let mut delivered = Delivered::default();
+        push(&delivery.message, target, now, &mut delivered);
+        delivered.receivers > 0
+    }
+
+    /// The member of a shared group that is to have the next message.
     fn choose<'g>(&self, group: &'g [Target]) -> Option<&'g Target> {
-        let start = self.turn.fetch_add(1, Ordering::Relaxed) as usize % group.len().max(1);
-        let in_turn = group.iter().cycle().skip(start).take(group.len());
-        in_turn.min_by_key(|target| target.outbox.depth())
+        self.least(group, self.turn.fetch_add(1, Ordering::Relaxed) as usize)
+    }
+
+    /// The member with the least to do, one that is here before one that is away; among equals, in turn.
+    fn least<'g>(&self, group: &'g [Target], turn: usize) -> Option<&'g Target> {
+        let in_turn = group.iter().cycle().skip(turn % group.len().max(1)).take(group.len());
+        in_turn.min_by_key(|target| (target.outbox.is_parked(), target.outbox.depth()))
     }
 
     /// Keeps `message` as the last value of its topic; an empty retained payload removes it (`[MQTT-3.3.1-6]`).
@@ -213,6 +229,7 @@ fn push(message: &Arc<Message>, target: &Target, now: Instant, delivered: &mut D
         tag: target.tag,
         view: target.view,
         identifiers: target.identifiers.clone(),
+        shared: target.shared.clone(),
     };
     match target.outbox.push(delivery, now) {
         Pushed::Taken | Pushed::Slow => delivered.receivers += 1,

@@ -11,12 +11,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::tree::Filter;
 use crate::message::{CloseReason, Completion, Control, Message, Qos, Receipt, Reject, SessionId};
 
 /// Bounds of one outbox.
@@ -42,6 +43,8 @@ pub struct Delivery {
     pub view: View,
     /// MQTT 5 Subscription Identifiers of all subscriptions that matched.
     pub identifiers: Option<Arc<[u32]>>,
+    /// The shared subscription it came by: another member may have it instead.
+    pub shared: Option<Arc<Filter>>,
 }
 
 /// How a subscriber sees topics: as they are, or by the device API's short names (`dev/ID/cmd/7/reboot` as `c/7/reboot`).
@@ -90,6 +93,8 @@ pub struct Outbox {
     session: SessionId,
     limits: OutboxLimits,
     depth: AtomicUsize,
+    /// The same as in `Inner`, to be read without a lock.
+    parked: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -123,6 +128,7 @@ impl Outbox {
             session,
             limits,
             depth: AtomicUsize::new(0),
+            parked: AtomicBool::new(false),
             inner: Mutex::new(Inner {
                 queue: VecDeque::new(),
                 bytes: 0,
@@ -150,6 +156,11 @@ impl Outbox {
     /// Whether it is at or above its high-water mark in messages; without a lock.
     pub fn is_above(&self) -> bool {
         self.depth() >= self.limits.messages_max
+    }
+
+    /// Whether its client is away.
+    pub fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Relaxed)
     }
 
     /// Messages dropped since the start.
@@ -272,6 +283,7 @@ impl Outbox {
     pub fn park(&self) {
         let mut inner = self.inner.lock();
         inner.parked = true;
+        self.parked.store(true, Ordering::Relaxed);
         inner.waker = None;
         inner.close = None;
         inner.slow_since = None;
@@ -285,12 +297,12 @@ impl Outbox {
         }
     }
 
-    /// Nobody drains it any more, nor will: it takes nothing, and waiting publishers are released.
-    pub fn end(&self) {
+    /// Nobody drains it any more, nor will: it takes nothing, and waiting publishers are released. Gives back what was in it.
+    pub fn end(&self) -> VecDeque<Delivery> {
         let mut inner = self.inner.lock();
         inner.close.get_or_insert(CloseReason::Administrative);
         inner.waker = None;
-        inner.queue = VecDeque::new();
+        let left = std::mem::take(&mut inner.queue);
         inner.bytes = 0;
         self.depth.store(0, Ordering::Relaxed);
         let released = std::mem::take(&mut inner.waiting);
@@ -298,12 +310,14 @@ impl Outbox {
         for waiting in released {
             waiting.completion.complete(waiting.token, Ok(waiting.receipt));
         }
+        left
     }
 
     /// A connection has come back for the session.
     pub fn unpark(&self) {
         let mut inner = self.inner.lock();
         inner.parked = false;
+        self.parked.store(false, Ordering::Relaxed);
         inner.completions.clear();
     }
 
@@ -389,7 +403,7 @@ mod tests {
             origin: Origin { device: None, protocol: Protocol::Gateway, session: None },
             properties: None,
         };
-        Delivery { message: Arc::new(message), qos, retain: false, tag: 0, view: View::Canonical, identifiers: None }
+        Delivery { message: Arc::new(message), qos, retain: false, tag: 0, view: View::Canonical, identifiers: None, shared: None }
     }
 
     fn drain(outbox: &Outbox, into: &mut Drained) -> bool {

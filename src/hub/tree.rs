@@ -48,6 +48,8 @@ pub struct Target {
     pub retain_as_published: bool,
     pub view: View,
     pub identifiers: Option<Arc<[u32]>>,
+    /// The shared subscription that it is a member of, if it gets the message as such.
+    pub shared: Option<Arc<Filter>>,
 }
 
 /// Who gets a message: every target, and one member of every shared group.
@@ -103,13 +105,17 @@ struct Node {
 struct Entry {
     outbox: Arc<Outbox>,
     tag: u64,
-    group: Option<Box<str>>,
+    shared: Option<Arc<Filter>>,
     options: SubscribeOptions,
 }
 
 impl Entry {
     fn is(&self, session: SessionId, tag: u64, group: Option<&str>) -> bool {
-        self.outbox.session() == session && self.tag == tag && self.group.as_deref() == group
+        self.outbox.session() == session && self.tag == tag && self.group() == group
+    }
+
+    fn group(&self) -> Option<&str> {
+        self.shared.as_ref().and_then(|filter| filter.group.as_deref())
     }
 }
 
@@ -140,7 +146,13 @@ impl Tree {
                 false
             }
             None => {
-                entries.push(Entry { outbox, tag, group: filter.group.clone(), options });
+                // Members of one group share one name of it.
+                let known = entries.iter().filter(|e| e.group().is_some()).find(|e| e.group() == group);
+                let shared = match known {
+                    Some(member) => member.shared.clone(),
+                    None => group.is_some().then(|| Arc::new(filter.clone())),
+                };
+                entries.push(Entry { outbox, tag, shared, options });
                 self.count += 1;
                 true
             }
@@ -153,6 +165,23 @@ impl Tree {
         let removed = remove(&mut self.root, &levels, session, tag, filter.group.as_deref());
         self.count -= usize::from(removed);
         removed
+    }
+
+    /// The members of a shared subscription.
+    pub fn members(&self, filter: &Filter) -> Vec<Target> {
+        let mut node = Some(&self.root);
+        let mut entries: &[Entry] = &[];
+        for level in filter.pattern.split('/') {
+            let Some(here) = node else { return Vec::new() };
+            (node, entries) = match level {
+                "#" => (None, &here.rest),
+                "+" => (here.any.as_deref(), &[]),
+                level => (here.children.get(level), &[]),
+            };
+        }
+        let entries = node.map_or(entries, |node| &node.here);
+        let members = entries.iter().filter(|e| e.group().is_some() && e.group() == filter.group.as_deref());
+        members.filter_map(|member| target(&[member])).collect()
     }
 
     /// Collects who gets a message on `topic`; a subscriber with several matching filters appears once, with the highest `QoS`
@@ -224,13 +253,16 @@ fn visit<'t>(node: &'t Node, levels: &[&str], shield: bool, found: &mut Found<'t
 #[derive(Default)]
 struct Found<'t> {
     plain: Vec<&'t Entry>,
-    shared: Vec<&'t Entry>,
+    /// With the number of the filter, so that groups of one name and different filters stay apart (MQTT 5 section 4.8.2).
+    shared: Vec<(usize, &'t Entry)>,
+    filters: usize,
 }
 
 impl<'t> Found<'t> {
     fn extend(&mut self, entries: &'t [Entry]) {
+        self.filters += 1;
         for entry in entries {
-            if entry.group.is_some() { self.shared.push(entry) } else { self.plain.push(entry) }
+            if entry.shared.is_some() { self.shared.push((self.filters, entry)) } else { self.plain.push(entry) }
         }
     }
 
@@ -240,11 +272,11 @@ impl<'t> Found<'t> {
         for same in self.plain.chunk_by(|a, b| (a.outbox.session(), a.tag) == (b.outbox.session(), b.tag)) {
             targets.extend(target(same));
         }
-        self.shared.sort_by(|a, b| a.group.cmp(&b.group).then(a.outbox.session().cmp(&b.outbox.session())));
+        self.shared.sort_by_key(|(filter, e)| (*filter, e.group(), e.outbox.session()));
         let groups = self
             .shared
-            .chunk_by(|a, b| a.group == b.group)
-            .map(|members| members.iter().filter_map(|m| target(&[m])).collect())
+            .chunk_by(|(f, a), (g, b)| f == g && a.group() == b.group())
+            .map(|members| members.iter().filter_map(|(_, m)| target(&[m])).collect())
             .collect();
         Matches { targets, groups }
     }
@@ -263,6 +295,7 @@ fn target(same: &[&Entry]) -> Option<Target> {
         retain_as_published: same.iter().any(|e| e.options.retain_as_published),
         view,
         identifiers: (!identifiers.is_empty()).then(|| identifiers.into()),
+        shared: first.shared.clone(),
     })
 }
 
@@ -327,6 +360,24 @@ mod tests {
         let matches = tree.matches("a/b");
         assert!(matches.targets.is_empty());
         assert_eq!(matches.groups.iter().map(|g| g.len()).collect::<Vec<_>>(), [3, 1]);
+    }
+
+    #[test]
+    fn groups_of_one_name_and_different_filters_are_different_subscriptions() {
+        let mut tree = Tree::default();
+        for (n, filter) in (0..).zip(["$share/g/a/#", "$share/g/a/+", "$share/g/a/#"]) {
+            tree.subscribe(&Filter::parse(filter).unwrap(), outbox(n), 0, SubscribeOptions::default());
+        }
+        let mut sizes: Vec<usize> = tree.matches("a/b").groups.iter().map(|g| g.len()).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [1, 2]);
+        let members = |filter: &str| {
+            let members = tree.members(&Filter::parse(filter).unwrap());
+            members.iter().map(|m| m.outbox.session().0).collect::<Vec<_>>()
+        };
+        assert_eq!(members("$share/g/a/#"), [0, 2]);
+        assert_eq!(members("$share/g/a/+"), [1]);
+        assert!(members("$share/h/a/+").is_empty() && members("$share/g/a/b").is_empty() && members("$share/g/x/y/z").is_empty());
     }
 
     #[test]

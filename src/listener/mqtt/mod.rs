@@ -104,7 +104,6 @@ impl Terms {
             topic_bytes_max: limits.topic_bytes_max as usize,
             topic_levels_max: limits.topic_levels_max as usize,
             receive_maximum: limits.in_flight_max,
-            unreleased_max: limits.in_flight_max,
             in_flight_max: limits.in_flight_max,
             topic_alias_maximum: limits.topic_aliases_max,
             topic_alias_out_max: limits.topic_aliases_max,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tidegate_mqtt::{Qos as WireQos, Reason};
 
+use crate::gateway::Mqtt311Refused;
 use crate::message::{CloseReason, Qos, Receipt, Reject};
 
 /// What becomes of a PUBLISH that was refused.
@@ -42,16 +43,22 @@ pub fn refused_v5(reject: &Reject) -> Refused {
 }
 
 /// What a 3.1.1 client is made to feel instead.
-pub fn refused_v311(reject: &Reject) -> Refused {
+pub fn refused_v311(reject: &Reject, policy: Mqtt311Refused) -> Refused {
+    let closed = |reason| match policy {
+        Mqtt311Refused::Close => Refused::Close(reason),
+        // Its PUBACK carries no reason.
+        Mqtt311Refused::Drop => Refused::Answer(reason),
+    };
     match reject {
         Reject::TooFast { retry_after, .. } | Reject::Full { retry_after, .. } => {
             Refused::Hold((*retry_after).clamp(HOLD_MIN, HOLD_MAX))
         }
         Reject::ShuttingDown => Refused::Silence,
-        Reject::Unauthenticated | Reject::Forbidden { .. } => Refused::Close(Reason::NotAuthorized),
-        Reject::TooLarge { .. } => Refused::Close(Reason::PacketTooLarge),
-        Reject::Malformed { .. } => Refused::Close(Reason::TopicNameInvalid),
-        Reject::NotFound => Refused::Close(Reason::UnspecifiedError),
+        Reject::Unauthenticated => Refused::Close(Reason::NotAuthorized),
+        Reject::Forbidden { .. } => closed(Reason::NotAuthorized),
+        Reject::TooLarge { .. } => closed(Reason::PacketTooLarge),
+        Reject::Malformed { .. } => closed(Reason::TopicNameInvalid),
+        Reject::NotFound => closed(Reason::UnspecifiedError),
     }
 }
 

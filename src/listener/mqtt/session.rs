@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tidegate_mqtt::{
-    Close, Event, Handle, Output, PublishEvent, Published, Reason, RetainHandling, SubscribeEvent, UnsubscribeEvent,
-    Version, WillMessage,
+    Close, Event, Handle, Output, PublishEvent, Published, Reason, RetainHandling, Stage, SubscribeEvent,
+    UnsubscribeEvent, Version, WillMessage,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -259,7 +259,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     fn refused(&self, reject: &Reject) -> Refused {
         match self.link.engine.version() {
             Version::V5 => outcome::refused_v5(reject),
-            Version::V311 => outcome::refused_v311(reject),
+            Version::V311 => outcome::refused_v311(reject, self.gateway.config().mqtt311_refused),
         }
     }
 
@@ -501,10 +501,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if let Some(will) = will.filter(|_| close.will) {
             publish_will(&gateway, &mut client, &will, now);
         }
-        let keep = expiry.map(|expiry| {
-            client.outbox.put_back(&mut backlog);
-            Keep { state: Box::new(link.engine.take_session()), expiry: Some(expiry) }
-        });
+        client.outbox.put_back(&mut backlog);
+        let state = link.engine.take_session();
+        if expiry.is_none() {
+            // [MQTT-4.8.2-5]: what was begun at QoS 2 is nobody else's. At QoS 1 another member of the group gets what was not acknowledged.
+            let unfinished = state.in_flight().filter(|(_, stage, ..)| *stage == Stage::Puback);
+            let shared = unfinished.filter_map(|(.., delivery)| delivery).filter(|delivery| delivery.shared.is_some());
+            client.outbox.put_back(&mut shared.cloned().collect());
+        }
+        let keep = expiry.map(|expiry| Keep { state: Box::new(state), expiry: Some(expiry) });
         gateway.close(client, keep, now);
         link
     }

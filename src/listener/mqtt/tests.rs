@@ -1,9 +1,11 @@
 //! The adapter over in-memory pipes, with a real gateway, registry and spool behind it; the client writes and reads packets as bytes.
 
+mod chapters;
 mod client;
 mod login;
 mod messages;
 mod sessions;
+mod subscriptions;
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -24,7 +26,7 @@ use client::Client;
 const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
     {"name": "plant", "who": ["anyone"], "do": ["publish", "subscribe", "read"], "on": ["plant/#"]},
-    {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["#", "dev/#"]},
+    {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["#", "dev/#", "$SYS/#"]},
     {"name": "not there", "effect": "deny", "who": ["anyone"], "do": ["publish"], "on": ["plant/forbidden"]},
     {"name": "small", "who": ["anyone"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4},
     {"name": "slow", "who": ["anyone"], "do": ["publish"], "on": ["slow/#"], "rate": "1/s burst 1"}
@@ -48,13 +50,28 @@ impl Fixture {
         Fixture::with(|_| {}, |_| {}, &[])
     }
 
+    fn configured(adjust: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::default();
+        adjust(&mut config);
+        Fixture::build(config, |_| {}, |_| {}, &[])
+    }
+
     /// `sinks` are topic patterns of class `disk`.
     fn with(limits: impl FnOnce(&mut Limits), identity: impl FnOnce(&mut identity::Config), sinks: &[&str]) -> Self {
+        Fixture::build(Config::default(), limits, identity, sinks)
+    }
+
+    fn build(
+        config: Config,
+        limits: impl FnOnce(&mut Limits),
+        identity: impl FnOnce(&mut identity::Config),
+        sinks: &[&str],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut identity_config = identity::Config::default();
         identity(&mut identity_config);
         let identity = Arc::new(Identity::open(folder.path(), &identity_config).unwrap());
-        let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator")];
+        let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator"), ("op2", "operator")];
         let devices = roles.map(|(id, role)| NewDevice {
             id: DeviceId::parse(id).unwrap(),
             role: role.into(),
@@ -82,7 +99,7 @@ impl Fixture {
             routes: Routes::default(),
             anonymous_role: identity_config.anonymous_role.as_str().into(),
         };
-        let gateway = Arc::new(Gateway::new(Config::default(), identity, spool, forwards, rules, now()));
+        let gateway = Arc::new(Gateway::new(config, identity, spool, forwards, rules, now()));
         Fixture { gateway, shared: Arc::new(Shared::new()), shutdown: CancellationToken::new(), folder }
     }
 
