@@ -1,4 +1,5 @@
-//! What the documents name exists: linked files and headings, paths, gates of `ci.sh`, and every `tidegate` command with its options.
+//! What the documents name exists: linked files and headings, paths, gates of `ci.sh`, every `tidegate` command with its options, and the tests that
+//! stand for conformance.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -88,6 +89,39 @@ fn every_command_with_its_options_exists() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
     assert!(checked > 0, "no document names a single tidegate command");
+}
+
+#[test]
+fn every_test_named_as_proof_of_conformance_exists() {
+    let folder = root().join("docs/conformance");
+    let sources: String = ["src", "protocols", "tests"]
+        .iter()
+        .flat_map(|folder| rust_files(&root().join(folder)))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let mut named = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        for code in inline_code(&fs::read_to_string(&path).unwrap()) {
+            let is_name = code.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:/.".contains(c));
+            let Some((_, test)) = code.rsplit_once("::").filter(|_| is_name) else { continue };
+            named += 1;
+            assert!(sources.contains(&format!("fn {test}(")), "{} names `{code}`, which is no test", path.display());
+        }
+    }
+    assert!(named > 50, "docs/conformance was not found");
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() && !path.ends_with("target") {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
 }
 
 #[test]

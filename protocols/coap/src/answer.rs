@@ -15,10 +15,17 @@ use crate::response::{self, Added, Response};
 use crate::slots::Slot;
 
 /// A token, kept.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Token {
     bytes: [u8; TOKEN_BYTES_MAX],
     length: u8,
+}
+
+/// No token: of messages that are no answer.
+impl Default for Token {
+    fn default() -> Self {
+        Token { bytes: [0; TOKEN_BYTES_MAX], length: 0 }
+    }
 }
 
 impl Token {
@@ -53,6 +60,8 @@ pub(crate) struct Asked {
     /// Size of the question, for the limit on answers to strangers.
     pub asked_bytes: usize,
     pub body_key: u64,
+    /// The application is not asked again for the later blocks of its answer.
+    pub keep: bool,
 }
 
 impl Endpoint {
@@ -76,8 +85,9 @@ impl Endpoint {
             self.finish(now, &without_blocks(asked), &Response::new(Code::BAD_REQUEST), None);
             return false;
         };
-        let etag =
-            block2.filter(|_| response.etag.is_empty() && asked.code == Code::GET).map(|_| self.etag(response.payload));
+        // A kept answer has no tag of its own for its later blocks, so the first goes without it too.
+        let wants_etag = response.etag.is_empty() || asked.keep;
+        let etag = block2.filter(|_| wants_etag && asked.code == Code::GET).map(|_| self.etag(response.payload));
         let response = Response { etag: etag.as_ref().map_or(response.etag, |e| e), ..*response };
         let ours = Block::exponent_for(self.config.block_bytes_max);
         let block1 = asked.block1.map(|block| {
@@ -103,7 +113,7 @@ impl Endpoint {
             self.finish_stranger(now, asked, &response, kind, message_id);
             return false;
         }
-        if asked.code != Code::GET && block2.is_some_and(|b| b.more && b.number == 0) {
+        if asked.keep && block2.is_some_and(|b| b.more && b.number == 0) {
             let answer = (response.code.0, response.content_format);
             if self.bodies.keep(now, peer, asked.body_key, answer, response.payload).is_err() {
                 self.batch.abandon();

@@ -54,6 +54,8 @@ pub struct Config {
     pub peers_max: usize,
     /// How long a peer stays validated, and how long an Echo value counts.
     pub peer_lifetime: Duration,
+    /// Requests of our own under way, observations among them.
+    pub calls_max: usize,
 }
 
 impl Default for Config {
@@ -82,6 +84,7 @@ impl Default for Config {
             blockwise_lifetime: Duration::from_secs(60),
             peers_max: 16_384,
             peer_lifetime: Duration::from_secs(900),
+            calls_max: 1024,
         }
     }
 }
@@ -94,7 +97,8 @@ impl Config {
         let outgoing = self.outgoing_max * (self.block_bytes_max + 512);
         let observers = self.observers_max * 512 + self.observe_bytes_max;
         let peers = self.peers_max * 128;
-        2 * (exchanges + requests + outgoing + observers + peers) + 2 * self.blockwise_bytes_max
+        let calls = self.calls_max * 1024;
+        2 * (exchanges + requests + outgoing + observers + peers + calls) + 2 * self.blockwise_bytes_max
     }
 }
 
@@ -126,4 +130,5 @@ pub struct Counters {
     pub observers: usize,
     pub blockwise_bytes: usize,
     pub peers_validated: usize,
+    pub calls: usize,
 }

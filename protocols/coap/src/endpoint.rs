@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 use crate::answer::{Asked, Token};
 use crate::block::{self, Block, Bodies, Untaken};
 use crate::build::Builder;
+use crate::client::{CallError, CallId, Calls, Reply};
 use crate::code::Code;
 pub use crate::config::{Config, Counters};
 use crate::exchange::{Exchanges, Seen, State};
-use crate::message::{Contents, Kind, MessageView};
+use crate::message::{Contents, Kind, MessageView, TOKEN_BYTES_MAX};
 pub use crate::observe::{Delivery, Notification, NotifyError, ObserverId};
 use crate::observe::{Observers, Registration};
 use crate::outgoing::{Batch, Due, Outgoing, Purpose};
@@ -54,6 +55,8 @@ pub enum Received<'d> {
     Nothing,
     /// Answer now or later: [`Endpoint::respond`] or [`Endpoint::observe`].
     Request(Request<'d>),
+    /// An answer to a call of ours.
+    Reply(Reply<'d>),
     /// The first block of a longer body: [`Endpoint::accept_upload`] takes the body in, to come as one `Request`; `respond` refuses it before anything is kept.
     Upload(Request<'d>),
 }
@@ -65,6 +68,8 @@ pub enum Event {
     Delivered { observer: ObserverId, ticket: u64 },
     /// The observer needs the current value: it has not confirmed anything for `observe_confirm_after`, or updates were dropped for want of room.
     Refresh { observer: ObserverId },
+    /// A call has no answer.
+    CallFailed { call: CallId, error: CallError },
     /// The observer is no more; what was still queued for it was not delivered.
     ObserverGone { observer: ObserverId, reason: GoneReason },
 }
@@ -112,6 +117,7 @@ pub struct Endpoint {
     separate: VecDeque<(Instant, Slot)>,
     pub(crate) bodies: Bodies,
     pub(crate) validated: Validated,
+    pub(crate) calls: Calls,
     begun: Instant,
     /// Datagrams of the batch that `poll_output` has handed out.
     polled: usize,
@@ -153,6 +159,7 @@ impl Endpoint {
                 config.blockwise_lifetime,
             ),
             validated: Validated::new(secret.clone(), config.peers_max, seconds(config.peer_lifetime)),
+            calls: Calls::new(secret.clone(), config.calls_max),
             begun: now,
             polled: 0,
             secret,
@@ -180,18 +187,36 @@ impl Endpoint {
         let code = view.contents.code;
         match view.kind {
             Kind::Confirmable | Kind::NonConfirmable if code.is_request() => {
+                if view.contents.token.len() > TOKEN_BYTES_MAX {
+                    self.refuse_token(peer, &view);
+                    return Received::Nothing;
+                }
                 return self.handle_request(now, peer, view, datagram.len());
             }
-            // An empty CON asks whether anybody is there (section 4.3); a confirmable response is one we did not ask for.
-            Kind::Confirmable => {
-                match code == Code::EMPTY {
-                    true => self.counters.pings += 1,
-                    false => self.counters.stray += 1,
-                }
+            // An empty CON asks whether anybody is there (section 4.3).
+            Kind::Confirmable if code == Code::EMPTY => {
+                self.counters.pings += 1;
                 self.send_empty(peer, Kind::Reset, view.message_id);
             }
-            Kind::NonConfirmable => self.counters.stray += 1,
-            Kind::Acknowledgement => self.handle_end(now, peer, view.message_id, false),
+            Kind::Confirmable => {
+                let (ours, reply) = self.handle_response(now, peer, view.contents);
+                self.counters.stray += u64::from(!ours);
+                let answer = if ours { Kind::Acknowledgement } else { Kind::Reset };
+                self.send_empty(peer, answer, view.message_id);
+                return reply.map_or(Received::Nothing, Received::Reply);
+            }
+            Kind::NonConfirmable => {
+                let (ours, reply) = self.handle_response(now, peer, view.contents);
+                self.counters.stray += u64::from(!ours);
+                return reply.map_or(Received::Nothing, Received::Reply);
+            }
+            Kind::Acknowledgement => {
+                self.handle_end(now, peer, view.message_id, false);
+                if code != Code::EMPTY {
+                    let (_, reply) = self.handle_response(now, peer, view.contents);
+                    return reply.map_or(Received::Nothing, Received::Reply);
+                }
+            }
             Kind::Reset => self.handle_end(now, peer, view.message_id, true),
         }
         Received::Nothing
@@ -216,14 +241,17 @@ impl Endpoint {
                 }
                 Due::GivenUp(sent) => {
                     self.counters.given_up += 1;
-                    if let Purpose::Notification(observer) = sent.purpose {
-                        self.remove_observer(now, observer, GoneReason::TimedOut);
+                    match sent.purpose {
+                        Purpose::Notification(observer) => self.remove_observer(now, observer, GoneReason::TimedOut),
+                        Purpose::Call(call) => self.fail_call(call, CallError::TimedOut),
+                        Purpose::Answer => {}
                     }
                 }
             }
         }
         self.counters.bodies_expired += self.bodies.expire(now) as u64;
         self.refresh_observers(now);
+        self.expire_calls(now);
     }
 
     /// Answers a request. The answer is sliced when it is longer than a block, and shortened or put off by Echo when the peer is a stranger and the
@@ -270,6 +298,15 @@ impl Endpoint {
             return Ok(None);
         }
         Ok(observer)
+    }
+
+    /// Keeps the answer to this GET, when it will be longer than a block, for the requests of the other blocks, because the application could make it again
+    /// only at some cost. What answers another method is always kept.
+    pub fn keep_answer(&mut self, request: &Request<'_>) {
+        if let Some(asked) = self.requests.get_mut(request.handle.0) {
+            asked.body_key = block::body_key(&self.secret, &request.contents);
+            asked.keep = true;
+        }
     }
 
     /// Takes in the body whose first block came as [`Received::Upload`].
@@ -336,10 +373,16 @@ impl Endpoint {
             self.separate.pop_front();
         }
         let separate = self.separate.front().map(|(at, _)| *at);
-        [separate, self.outgoing.next_due(), self.bodies.next_expiry(), self.observers.next_refresh()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            separate,
+            self.outgoing.next_due(),
+            self.bodies.next_expiry(),
+            self.observers.next_refresh(),
+            self.calls.next_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     pub fn counters(&self) -> Counters {
@@ -351,6 +394,7 @@ impl Endpoint {
             observers: self.observers.len(),
             blockwise_bytes: self.bodies.bytes(),
             peers_validated: self.validated.len(),
+            calls: self.calls.len(),
             ..self.counters
         }
     }
@@ -398,6 +442,7 @@ impl Endpoint {
             block2: None,
             asked_bytes: bytes,
             body_key: 0,
+            keep: contents.code != Code::GET,
         };
         match request::inspect(contents) {
             Ok(inspected) => self.handle_inspected(now, asked, contents, inspected),
@@ -442,7 +487,8 @@ impl Endpoint {
         }
         let mut payload = Cow::Borrowed(contents.payload);
         let mut upload = false;
-        if asked.block1.is_some() || contents.code != Code::GET {
+        let later_block = asked.block2.filter(|block| block.number > 0);
+        if asked.block1.is_some() || later_block.is_some() || contents.code != Code::GET {
             asked.body_key = block::body_key(&self.secret, &contents);
         }
         if let Some(block) = asked.block1 {
@@ -452,7 +498,9 @@ impl Endpoint {
                 Taken::Last(body) => payload = Cow::Owned(body),
                 Taken::Answered => return Received::Nothing,
             }
-        } else if let Some(block) = asked.block2.filter(|b| b.number > 0 && contents.code != Code::GET) {
+        } else if let Some(block) = later_block
+            && (contents.code != Code::GET || self.bodies.kept(peer_key, asked.body_key).is_some())
+        {
             self.respond_kept(now, &asked, block);
             return Received::Nothing;
         }
@@ -483,6 +531,18 @@ impl Endpoint {
             true => Received::Upload(request),
             false => Received::Request(request),
         }
+    }
+
+    /// RFC 8974 section 2.2.2: what will never be handled is answered 4.00, with its token, so that the client learns that extended tokens as such are
+    /// understood. Nothing is remembered: the answer to a duplicate is the same.
+    fn refuse_token(&mut self, peer: SocketAddr, view: &MessageView<'_>) {
+        self.counters.refused += 1;
+        let (kind, message_id) = match view.kind {
+            Kind::Confirmable => (Kind::Acknowledgement, view.message_id),
+            _ => (Kind::NonConfirmable, self.message_ids.next(&self.secret, PeerKey::new(peer))),
+        };
+        Builder::datagram(self.batch.open(), kind, Code::BAD_REQUEST, message_id, view.contents.token).payload(&[]);
+        self.batch.close(peer);
     }
 
     /// Block1 (RFC 7959 section 2.5).
@@ -557,11 +617,11 @@ impl Endpoint {
             }
             return;
         };
-        if let Purpose::Notification(observer) = sent.purpose {
-            match is_reset {
-                true => self.remove_observer(now, observer, GoneReason::Reset),
-                false => self.notification_confirmed(now, observer),
-            }
+        match (sent.purpose, is_reset) {
+            (Purpose::Notification(observer), true) => self.remove_observer(now, observer, GoneReason::Reset),
+            (Purpose::Notification(observer), false) => self.notification_confirmed(now, observer),
+            (Purpose::Call(call), true) => self.fail_call(call, CallError::Reset),
+            (Purpose::Call(_) | Purpose::Answer, _) => {}
         }
     }
 

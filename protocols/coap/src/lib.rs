@@ -6,11 +6,14 @@
 //! notifications come out of [`Endpoint::poll_output`]. There is no clock, socket, task or source of randomness in here: the caller passes
 //! `now` and one secret seed. Everything that a peer can make grow is bounded by a field of [`Config`], and [`Config::memory_bytes_max`] is the sum.
 //!
-//! Deliberately not here: who may do what (the application decides on each [`Request`]), DTLS and OSCORE, the client role, multicast.
+//! It calls too ([`Endpoint::call`]): devices that serve resources of their own.
+//!
+//! Deliberately not here: who may do what (the application decides on each [`Request`]), DTLS and OSCORE, multicast.
 
 mod answer;
 pub mod block;
 pub mod build;
+pub mod client;
 pub mod code;
 mod config;
 pub mod content;

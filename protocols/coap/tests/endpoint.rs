@@ -2,180 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+mod bench;
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bench::{Bench, CONTENT, request, seconds};
 use bytes::Bytes;
 use tidegate_coap::endpoint::Delivery;
 use tidegate_coap::option::number;
 use tidegate_coap::{
-    Block, Builder, Code, Config, Endpoint, Event, GoneReason, Handle, Kind, MessageView, Notification, NotifyError,
-    Observe, ObserverId, Output, Received, Response,
+    Block, Code, Config, Event, GoneReason, Kind, Notification, NotifyError, Observe, ObserverId, Response,
 };
-
-/// A message as the peer reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Message {
-    kind: Kind,
-    code: Code,
-    message_id: u16,
-    token: Vec<u8>,
-    options: Vec<(u16, Vec<u8>)>,
-    payload: Vec<u8>,
-}
-
-impl Message {
-    fn read(datagram: &[u8]) -> Self {
-        let view = MessageView::parse(datagram).expect("we send well-formed messages");
-        Message {
-            kind: view.kind,
-            code: view.contents.code,
-            message_id: view.message_id,
-            token: view.contents.token.to_vec(),
-            options: view.contents.options().map(|(n, v)| (n, v.to_vec())).collect(),
-            payload: view.contents.payload.to_vec(),
-        }
-    }
-
-    fn option(&self, number: u16) -> Option<u64> {
-        let value = self.options.iter().find(|(n, _)| *n == number)?;
-        tidegate_coap::option::uint(&value.1)
-    }
-}
-
-/// What the application got.
-#[derive(Clone, Debug)]
-struct Got {
-    handle: Handle,
-    path: String,
-    payload: Vec<u8>,
-    observe: Option<Observe>,
-    upload: bool,
-}
-
-struct Bench {
-    endpoint: Endpoint,
-    now: Instant,
-    peer: SocketAddr,
-    next_id: u16,
-}
-
-impl Bench {
-    fn new(config: Config) -> Self {
-        let now = Instant::now();
-        Bench {
-            endpoint: Endpoint::new(config, now, [9; 32]),
-            now,
-            peer: "192.0.2.7:40000".parse().unwrap(),
-            next_id: 1,
-        }
-    }
-
-    fn known(config: Config) -> Self {
-        let mut bench = Bench::new(config);
-        bench.endpoint.validate(bench.now, bench.peer);
-        bench
-    }
-
-    fn raw(&mut self, datagram: &[u8]) -> Option<Got> {
-        let (upload, request) = match self.endpoint.handle_datagram(self.now, self.peer, datagram) {
-            Received::Nothing => return None,
-            Received::Request(request) => (false, request),
-            Received::Upload(request) => {
-                self.endpoint.accept_upload(self.now, &request).unwrap();
-                (true, request)
-            }
-        };
-        Some(Got {
-            handle: request.handle,
-            path: request.path.join(0),
-            payload: request.payload.to_vec(),
-            observe: request.observe,
-            upload,
-        })
-    }
-
-    fn ask(&mut self, kind: Kind, code: Code, options: &[(u16, &[u8])], payload: &[u8]) -> Option<Got> {
-        self.next_id += 1;
-        let datagram = request(kind, code, self.next_id, b"tk", options, payload);
-        self.raw(&datagram)
-    }
-
-    fn get(&mut self) -> Got {
-        self.ask(Kind::Confirmable, Code::GET, &[(number::URI_PATH, b"x")], b"").unwrap()
-    }
-
-    fn respond(&mut self, got: &Got, response: &Response<'_>) {
-        self.endpoint.respond(self.now, got.handle, response).unwrap();
-    }
-
-    /// Everything sent, checking that nothing else is pending.
-    fn sent(&mut self) -> Vec<Message> {
-        let mut sent = Vec::new();
-        loop {
-            match self.endpoint.poll_output() {
-                Output::Transmit { bytes, .. } => sent.push(Message::read(bytes)),
-                Output::Event(event) => panic!("an event that the test does not expect: {event:?}"),
-                Output::Timeout(_) => return sent,
-            }
-        }
-    }
-
-    fn one(&mut self) -> Message {
-        let mut sent = self.sent();
-        assert_eq!(sent.len(), 1, "{sent:?}");
-        sent.remove(0)
-    }
-
-    fn events(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.endpoint.poll_event()).collect()
-    }
-
-    fn advance(&mut self, by: Duration) {
-        let end = self.now + by;
-        while let Some(at) = self.endpoint.next_timeout().filter(|at| *at <= end) {
-            self.now = at.max(self.now);
-            self.endpoint.handle_timeout(self.now);
-        }
-        self.now = end;
-    }
-
-    fn empty(&mut self, kind: Kind, message_id: u16) {
-        let mut datagram = Vec::new();
-        Builder::datagram(&mut datagram, kind, Code::EMPTY, message_id, &[]).payload(&[]);
-        assert!(self.raw(&datagram).is_none());
-    }
-
-    fn observe(&mut self, token: &[u8], response: &Response<'_>) -> Option<ObserverId> {
-        self.next_id += 1;
-        let options = [(number::OBSERVE, &b""[..]), (number::URI_PATH, b"x")];
-        let got = self.raw(&request(Kind::Confirmable, Code::GET, self.next_id, token, &options, b"")).unwrap();
-        assert_eq!(got.observe, Some(Observe::Register));
-        self.endpoint.observe(self.now, got.handle, response).unwrap()
-    }
-
-    fn notify(&mut self, observer: ObserverId, payload: &'static [u8], delivery: Delivery) -> Result<(), NotifyError> {
-        let notification = Notification { delivery, ..Notification::content(Some(0), Bytes::from_static(payload)) };
-        self.endpoint.notify(self.now, observer, notification)
-    }
-}
-
-fn request(kind: Kind, code: Code, id: u16, token: &[u8], options: &[(u16, &[u8])], payload: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut builder = Builder::datagram(&mut out, kind, code, id, token);
-    for (number, value) in options {
-        builder = builder.option(*number, value);
-    }
-    builder.payload(payload);
-    out
-}
-
-const CHANGED: Response<'static> = Response::new(Code::CHANGED);
-const CONTENT: Response<'static> = Response::new(Code::CONTENT).content(Some(0), b"22.3 C");
-
-fn seconds(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
 
 #[test]
 fn an_answer_in_time_travels_in_the_acknowledgement() {
@@ -276,6 +114,24 @@ fn a_non_is_answered_by_a_non_and_its_duplicate_is_ignored() {
     assert_eq!((answer.kind, answer.code, &answer.token[..]), (Kind::NonConfirmable, Code::CONTENT, &b"n"[..]));
     assert!(bench.raw(&datagram).is_none());
     assert_eq!(bench.sent(), []);
+}
+
+#[test]
+fn a_long_token_comes_back_and_one_that_is_too_long_is_answered_4_00_with_it() {
+    let mut bench = Bench::new(Config::default());
+    for length in [9, 13, 64] {
+        let token = vec![7; length];
+        let got = bench.raw(&request(Kind::Confirmable, Code::GET, 9 + length as u16, &token, &[], &[])).unwrap();
+        bench.respond(&got, &Response::new(Code::CONTENT).content(None, b"v"));
+        let answer = bench.one();
+        assert_eq!((answer.code, &answer.token[..]), (Code::CONTENT, &token[..]));
+    }
+    for (kind, answered) in [(Kind::Confirmable, Kind::Acknowledgement), (Kind::NonConfirmable, Kind::NonConfirmable)] {
+        let token = vec![7; 300];
+        assert!(bench.raw(&request(kind, Code::GET, 77, &token, &[], &[])).is_none());
+        let answer = bench.one();
+        assert_eq!((answer.kind, answer.code, &answer.token[..]), (answered, Code::BAD_REQUEST, &token[..]));
+    }
 }
 
 #[test]
@@ -705,4 +561,22 @@ fn the_memory_bound_follows_from_the_limits() {
     let small = Config { exchanges_max: 100, exchange_bytes_max: 1000, ..Config::default() };
     assert!(small.memory_bytes_max() < Config::default().memory_bytes_max());
     assert!(Config::default().memory_bytes_max() < 64 << 20, "{}", Config::default().memory_bytes_max());
+}
+
+#[test]
+fn two_bodies_with_their_own_request_tags_do_not_mix() {
+    let mut bench = Bench::known(Config::default());
+    let block = |bench: &mut Bench, tag: &[u8], n: u8, more: bool, piece: &[u8]| {
+        let value = [n << 4 | u8::from(more) << 3];
+        let options: [(u16, &[u8]); 3] =
+            [(number::URI_PATH, b"x"), (number::BLOCK1, &value[..]), (number::REQUEST_TAG, tag)];
+        bench.ask(Kind::Confirmable, Code::PUT, &options, piece)
+    };
+    assert!(block(&mut bench, b"1", 0, true, &[1; 16]).is_some_and(|got| got.upload));
+    assert!(block(&mut bench, b"2", 0, true, &[2; 16]).is_some_and(|got| got.upload));
+    assert_eq!(bench.sent().len(), 2);
+    let first = block(&mut bench, b"1", 1, false, b"one").unwrap();
+    let second = block(&mut bench, b"2", 1, false, b"two").unwrap();
+    assert_eq!(first.payload, [&[1; 16][..], b"one"].concat());
+    assert_eq!(second.payload, [&[2; 16][..], b"two"].concat());
 }

@@ -18,6 +18,8 @@ pub struct Answer {
     pub content_format: Option<u16>,
     pub max_age: Option<u32>,
     pub size1: Option<u32>,
+    /// Segments of Location-Path.
+    pub location: Vec<String>,
     pub payload: Payload,
 }
 
@@ -31,7 +33,8 @@ pub enum Payload {
 
 impl Answer {
     pub const fn new(code: Code) -> Self {
-        Answer { code, etag: None, content_format: None, max_age: None, size1: None, payload: Payload::None }
+        let payload = Payload::None;
+        Answer { code, etag: None, content_format: None, max_age: None, size1: None, location: Vec::new(), payload }
     }
 
     pub fn content(code: Code, format: u16, payload: impl Into<Bytes>) -> Self {
@@ -76,19 +79,23 @@ impl Answer {
         }
     }
 
-    pub fn response(&self) -> Response<'_> {
+    /// Shows it to the engine in the engine's terms.
+    pub fn with<T>(&self, send: impl FnOnce(&Response<'_>) -> T) -> T {
         let payload = match &self.payload {
             Payload::None => &[],
             Payload::Bytes(bytes) => &bytes[..],
             Payload::Text(text) => text.as_bytes(),
             Payload::Static(text) => text.as_bytes(),
         };
-        Response {
+        // Nothing is allocated for no segments.
+        let location: Vec<&str> = self.location.iter().map(String::as_str).collect();
+        send(&Response {
             etag: self.etag.as_ref().map_or(&[], |etag| &etag[..]),
             max_age: self.max_age,
             size1: self.size1,
+            location_path: &location,
             ..Response::new(self.code).content(self.content_format, payload)
-        }
+        })
     }
 }
 
@@ -139,8 +146,8 @@ mod tests {
         ] {
             let answer = Answer::refusal(&reject, false);
             assert_eq!((answer.code.to_string().as_str(), answer.max_age, answer.size1), (expected, max_age, size1));
-            assert!(answer.response().payload.is_empty(), "a stranger learns no more than the code");
-            assert!(!Answer::refusal(&reject, true).response().payload.is_empty());
+            assert!(answer.with(|response| response.payload.is_empty()), "a stranger learns no more than the code");
+            assert!(Answer::refusal(&reject, true).with(|response| !response.payload.is_empty()));
         }
     }
 

@@ -1,14 +1,21 @@
 //! What the two engines (a UDP socket's endpoint, a TCP connection) have in common, and the dealings of either with the service.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tidegate_coap::endpoint::Delivery;
 use tidegate_coap::tcp::Connection;
 use tidegate_coap::{Endpoint, Event, Handle, Notification, NotifyError, ObserverId, Request, Response};
 
+use tokio::task::JoinSet;
+
+use super::answer::Answer;
 use super::service::{Moment, Reply, Service};
 use crate::gateway::Drained;
+use crate::telemetry::meters;
 
 /// One side of the sans-IO engine. That a request is gone when its answer comes means that it was answered otherwise, for want of room.
 pub trait Engine {
@@ -18,6 +25,8 @@ pub trait Engine {
     fn poll_event(&mut self) -> Option<Event>;
     /// The peer receives what is sent to its address.
     fn validate(&mut self, now: Instant, peer: SocketAddr);
+    /// The answer to this request costs too much to be made again for each of its blocks.
+    fn keep_answer(&mut self, request: &Request<'_>);
 }
 
 impl Engine for Endpoint {
@@ -40,6 +49,10 @@ impl Engine for Endpoint {
     fn validate(&mut self, now: Instant, peer: SocketAddr) {
         Endpoint::validate(self, now, peer);
     }
+
+    fn keep_answer(&mut self, request: &Request<'_>) {
+        Endpoint::keep_answer(self, request);
+    }
 }
 
 impl Engine for Connection {
@@ -61,19 +74,32 @@ impl Engine for Connection {
 
     /// TCP's handshake has shown it.
     fn validate(&mut self, _: Instant, _: SocketAddr) {}
+
+    /// Blocks are for peers that take no more than that; over TCP few do.
+    fn keep_answer(&mut self, _: &Request<'_>) {}
 }
 
 /// Answers a request, now or when its outcome is known.
-pub fn answer<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, request: &Request<'_>) {
+pub fn answer<E: Engine>(
+    engine: &mut E,
+    service: &mut Service,
+    elsewhere: &mut Elsewhere,
+    now: Moment,
+    request: &Request<'_>,
+) {
     match service.handle(now, request) {
-        Reply::Now(answer) => engine.respond(now.at, request.handle, &answer.response()),
+        Reply::Now(answer) => answer.with(|response| engine.respond(now.at, request.handle, response)),
         Reply::Validated(answer) => {
             engine.validate(now.at, request.peer);
-            engine.respond(now.at, request.handle, &answer.response());
+            answer.with(|response| engine.respond(now.at, request.handle, response));
         }
         Reply::Later => {}
+        Reply::Elsewhere(answer) => {
+            engine.keep_answer(request);
+            elsewhere.begin(request.handle, answer);
+        }
         Reply::Observe { answer, tag } => {
-            let observer = engine.observe(now.at, request.handle, &answer.response());
+            let observer = answer.with(|response| engine.observe(now.at, request.handle, response));
             service.registered(tag, observer);
             if let Some(observer) = observer {
                 advance(engine, service, now, observer);
@@ -82,11 +108,47 @@ pub fn answer<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, req
     }
 }
 
+/// Requests that upstreams are answering. As many as the service lets begin.
+#[derive(Default)]
+pub struct Elsewhere {
+    under_way: JoinSet<(u64, Answer)>,
+    done: Vec<(u64, Answer)>,
+}
+
+impl Elsewhere {
+    fn begin(&mut self, handle: Handle, answer: Pin<Box<dyn Future<Output = Answer> + Send>>) {
+        let handle = handle.to_bits();
+        self.under_way.spawn(async move { (handle, answer.await) });
+    }
+
+    /// Ready when there are answers to be taken.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Poll::Ready(Some(ended)) = self.under_way.poll_join_next(cx) {
+            match ended {
+                Ok(answered) => self.done.push(answered),
+                // The asker hears nothing and asks again.
+                Err(error) => {
+                    meters().task_panics.increment(1);
+                    tracing::error!(%error, "a proxied request ended in a panic");
+                }
+            }
+        }
+        if self.done.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Gives the answers that have come to the engine.
+    pub fn answer<E: Engine>(&mut self, engine: &mut E, now: Moment) {
+        for (handle, answer) in self.done.drain(..) {
+            answer.with(|response| engine.respond(now.at, Handle::from_bits(handle), response));
+        }
+    }
+}
+
 /// What other threads had for us: outcomes, messages for observers, orders to end sessions.
 pub fn take_outbox<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, drained: &mut Drained) {
     for (handle, outcome) in drained.completions.drain(..) {
         let answer = service.completed(handle, &outcome);
-        engine.respond(now.at, Handle::from_bits(handle), &answer.response());
+        answer.with(|response| engine.respond(now.at, Handle::from_bits(handle), response));
     }
     while let Some(delivery) = drained.deliveries.pop_front() {
         if let Some((observer, notification)) = service.deliver(&delivery) {
@@ -113,6 +175,8 @@ pub fn follow_events<E: Engine>(engine: &mut E, service: &mut Service, now: Mome
             Event::Delivered { observer, .. } => advance(engine, service, now, observer),
             Event::Refresh { observer } => refresh(engine, service, now, observer),
             Event::ObserverGone { observer, .. } => service.left(observer),
+            // Nobody calls.
+            Event::CallFailed { .. } => {}
         }
     }
 }

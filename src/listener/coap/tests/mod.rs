@@ -10,15 +10,16 @@ use tidegate_auth::{CbType, Proto, SecretKey, Transcript, text};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
-use super::serve_datagrams;
-use crate::gateway::{Config, ForwardTopics, Gateway, Limits, Routes, Rules};
+use super::{Context, serve_datagrams};
+use crate::gateway::{Config, ForwardTopics, Gateway, Limits, RouteConfig, Routes, Rules};
 use crate::identity::{self, Identity, NewDevice, NewKey, Registry};
-use crate::listener::{Config as ListenerConfig, Listener, TransportKind};
+use crate::listener::{Config as ListenerConfig, Listener, Relay, TransportKind};
 use crate::message::{DeviceId, Topic};
 use crate::policy::{Policy, RuleConfig, RuleSource};
 use crate::spool::{self, SinkConfig, Spool};
 
 mod observe;
+mod proxy;
 mod requests;
 mod tcp;
 
@@ -26,6 +27,7 @@ const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
     {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["dev/#", "plant/#"]},
     {"name": "not there", "effect": "deny", "who": ["anyone"], "do": ["publish"], "on": ["plant/forbidden"]},
+    {"name": "reads the api", "who": ["role:sensor"], "do": ["GET", "POST"], "on": ["/api/{device}/*"]},
     {"name": "small", "who": ["role:operator"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4}
 ]"##;
 
@@ -50,6 +52,15 @@ impl Fixture {
 
     /// `sinks` are topic patterns of class `disk`.
     fn with(adjust: impl FnOnce(&mut Limits), sinks: &[&str]) -> Self {
+        Fixture::start(adjust, sinks, &[], None)
+    }
+
+    fn start(
+        adjust: impl FnOnce(&mut Limits),
+        sinks: &[&str],
+        routes: &[RouteConfig],
+        relay: Option<Arc<dyn Relay>>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identity = Arc::new(Identity::open(folder.path(), &identity::Config::default()).unwrap());
         let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator")];
@@ -77,7 +88,7 @@ impl Fixture {
             policy: Policy::compile(sources.collect()).unwrap(),
             address_filter: Default::default(),
             limits,
-            routes: Routes::default(),
+            routes: Routes::new(routes),
             anonymous_role: "".into(),
         };
         let gateway = Arc::new(Gateway::new(Config::default(), identity, spool, forwards, rules, Instant::now()));
@@ -86,8 +97,9 @@ impl Fixture {
         let address = socket.local_addr().unwrap();
         let config = ListenerConfig { name: "coap".into(), transport: TransportKind::Udp, ..Default::default() };
         let shutdown = CancellationToken::new();
-        let serving =
-            serve_datagrams(socket, Arc::new(Listener::new(config).unwrap()), gateway.clone(), shutdown.clone());
+        let context = Context { gateway: gateway.clone(), relay };
+        let listener = Arc::new(Listener::new(config).unwrap());
+        let serving = serve_datagrams(socket, listener, context, shutdown.clone());
         Fixture { gateway, address, shutdown, served: tokio::spawn(serving), folder }
     }
 
