@@ -66,7 +66,7 @@ check() {
     cargo test -q --locked -p tidegate --test first_message -- --nocapture --test-threads 1 >"$log" 2>&1 ||
     { tail -80 "$log"; fail "$target: does not pass tests/first_message.rs under $runner"; }
   printf 'arm: %-32s %-9s %4d.%d MB, %s under %s\n' "$target" "$(profile "$target")" $((size / 1000000)) \
-    $((size / 100000 % 10)) "$(sed -n 's/^\(resident: .*\)/\1/p' "$log" | head -1)" "$runner"
+    $((size / 100000 % 10)) "$(sed -n 's/.*\(resident: .*\)/\1/p' "$log" | head -1)" "$runner"
   case $target in
     aarch64-*) [ "$size" -le "$size_max" ] || fail "$target: $size bytes, more than $size_max" ;;
   esac
