@@ -143,12 +143,18 @@ impl Rate {
 
     /// Nanoseconds between two tokens (the emission interval of GCRA), at least 1.
     pub fn nanos_per_token(self) -> u64 {
-        let period: u64 = match self.period {
-            Period::Second => 1_000_000_000,
-            Period::Minute => 60_000_000_000,
-            Period::Hour => 3_600_000_000_000,
-        };
+        let period = u64::try_from(self.period.duration().as_nanos()).unwrap_or(u64::MAX);
         (period / u64::from(self.count.max(1))).max(1)
+    }
+}
+
+impl Period {
+    pub const fn duration(self) -> Duration {
+        match self {
+            Period::Second => Duration::from_secs(1),
+            Period::Minute => Duration::from_secs(60),
+            Period::Hour => Duration::from_secs(3600),
+        }
     }
 }
 

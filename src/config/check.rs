@@ -160,8 +160,13 @@ impl Check<'_> {
                     Problem::error("not a path").allowed("a path that begins with /"),
                 );
             }
+            for (key, text) in route.problems() {
+                self.report(&at("route", index, key), Problem::error(text));
+            }
             let earlier = routes.iter().take(at_index).find(|(_, earlier)| {
                 earlier.host == route.host
+                    && earlier.path == route.path
+                    && (earlier.headers.is_empty() || earlier.headers == route.headers)
                     && earlier.path_prefix.trim_end_matches('/') == route.path_prefix.trim_end_matches('/')
                     && (earlier.methods.is_empty()
                         || !route.methods.is_empty() && route.methods.iter().all(|m| earlier.methods.contains(m)))

@@ -188,7 +188,7 @@ fn every_mistake_has_its_message() {
              4:15: error: route.r.path_prefix = \"api\": not a path; allowed: a path that begins with /\n\
              5:19: error: route.r.methods.1 = \"get\": not a method; allowed: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\n",
         ),
-        ("[[route]]\nname = \"r\"\n", "1:1: error: route.r.to: missing; allowed: text\n"),
+        ("[[route]]\nname = \"r\"\n", "1:1: error: route.r.to: a route needs an upstream in `to`, or `redirect`, or `answer`\n"),
         (
             "[policy]\nfiles = [\"absent.toml\"]\n",
             "2:10: error: policy.files.0 = \"FOLDER/absent.toml\": cannot read the policy file: No such file or directory (os error 2); \

@@ -17,6 +17,7 @@ mod route;
 mod subscribe;
 
 use std::any::Any;
+use std::hash::RandomState;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -43,8 +44,9 @@ pub use config::{Config, Workers};
 use durable::Durable;
 pub use durable::InFlight;
 pub use publish::{Done, Draft, Published};
+pub use route::step::{Kept, Visit};
 pub use route::{
-    BodySize, BoxError, Exchange, ProxyBody, Route, RouteAuth, RouteConfig, Routes, ServedBy, UpstreamFault,
+    BodySize, BoxError, Exchange, ProxyBody, RateLeft, Route, RouteAuth, RouteConfig, Routes, ServedBy, UpstreamFault,
     canonical_path,
 };
 pub use subscribe::{SendRetained, Subscribed};
@@ -89,6 +91,9 @@ pub struct Gateway {
     per_address: KeyedBuckets<AddressKey>,
     logins_per_address: KeyedBuckets<AddressKey>,
     per_rule: KeyedBuckets<(u32, u32)>,
+    /// By route and whom its rate counts, hashed with a key that strangers do not know.
+    per_route: KeyedBuckets<(u64, u64)>,
+    route_hasher: RandomState,
     sequence: AtomicU64,
     /// Of the next persistent session.
     next_number: AtomicU32,
@@ -147,6 +152,8 @@ impl Gateway {
             per_address: KeyedBuckets::new(limits.buckets_max as usize),
             logins_per_address: KeyedBuckets::new(limits.buckets_max as usize),
             per_rule: KeyedBuckets::new(limits.buckets_max as usize),
+            per_route: KeyedBuckets::new(limits.buckets_max as usize),
+            route_hasher: RandomState::new(),
             config,
             identity,
             spool,
@@ -368,6 +375,7 @@ impl Gateway {
             buckets.sweep(nanos, BUCKETS_SWEPT);
         }
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
+        self.per_route.sweep(nanos, BUCKETS_SWEPT);
         self.expire_retained(wall_ms());
         self.sessions.close_where(CloseReason::NotAuthorized, |session| {
             session.device.as_ref().is_some_and(|device| !self.identity.is_current(device))

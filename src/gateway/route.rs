@@ -3,97 +3,56 @@
 //! Hosts and paths are compared in the one spelling that policy uses too ([`canonical_path`]): `/%61dmin` is `/admin` for a route as it is for
 //! a backend, and a path that two programs could cut differently matches nothing.
 
+mod config;
+mod cors;
+mod edits;
+mod fixed;
+mod rewrite;
+pub mod step;
+mod template;
+
 use std::future::Future;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::combinators::UnsyncBoxBody;
-use serde::{Deserialize, Serialize};
 
 use super::publish::forbidden;
-use super::{Action, Client, Gateway, Reject, wall_ms};
-use crate::units::ByteSize;
+use super::{Action, AddressKey, Client, DeviceId, Gateway, Reject, wall_ms};
+use crate::limit::Left;
+use crate::network::Network;
+use crate::units::{ByteSize, Rate};
 
 pub use crate::policy::canonical_path;
-
-/// One `[[route]]`: the longest matching prefix wins, then the order of the file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RouteConfig {
-    /// The route's name, for logs and messages.
-    #[schemars(length(min = 1, max = 64))]
-    pub name: String,
-    /// The host asked for, without port: "*" is any, "*.example.org" any below example.org, anything else that host alone.
-    #[serde(default = "any_host")]
-    pub host: String,
-    /// The path or its beginning, by whole segments: "/api" and "/api/" match /api and /api/x, not /apix.
-    #[serde(default = "any_path")]
-    pub path_prefix: String,
-    /// The methods it takes; empty: all.
-    #[serde(default)]
-    pub methods: Vec<String>,
-    /// The upstream, by name; of kind "http".
-    pub to: String,
-    /// Who may use it: "device" for authenticated devices whom a policy rule allows the method on the path, "none" for anybody.
-    #[serde(default)]
-    pub auth: RouteAuth,
-    /// Milliseconds from the request's head to that of the upstream's answer, connecting and retries included. Reached: 504.
-    #[serde(default = "default_timeout")]
-    #[schemars(range(min = 1, max = 3_600_000))]
-    pub timeout_ms: u32,
-    /// Milliseconds without one byte of the answer's body, or in either direction after an upgrade (WebSocket). Reached: the connection is cut. Event
-    /// streams that are silent for longer need more.
-    #[serde(default = "default_idle_timeout")]
-    #[schemars(range(min = 1, max = 86_400_000))]
-    pub idle_timeout_ms: u32,
-    /// The largest request body; without it `limits.body_bytes_max` holds. 413 beyond it.
-    #[serde(default)]
-    pub body_bytes_max: Option<ByteSize>,
-    /// Whether the upstream sees the Host that the client asked for; otherwise it sees its endpoint's own, and the client's in X-Forwarded-Host.
-    #[serde(default)]
-    pub preserve_host: bool,
-}
-
-/// Who may use a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum RouteAuth {
-    #[default]
-    Device,
-    None,
-}
-
-fn any_host() -> String {
-    "*".into()
-}
-
-fn any_path() -> String {
-    "/".into()
-}
-
-const fn default_timeout() -> u32 {
-    30_000
-}
-
-const fn default_idle_timeout() -> u32 {
-    60_000
-}
+pub use config::{Auth as RouteAuth, Config as RouteConfig};
+use step::{Step, Visit};
 
 /// A route as requests meet it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Route {
     pub name: Arc<str>,
+    /// Empty: its steps answer.
     pub to: Arc<str>,
     pub auth: RouteAuth,
     pub timeout: Duration,
     pub idle_timeout: Duration,
     pub body_bytes_max: Option<u64>,
     pub preserve_host: bool,
+    pub steps: Box<[Box<dyn Step>]>,
     host: Host,
-    prefix: Box<str>,
+    path: Path,
     methods: Vec<Box<str>>,
+    /// `None`: any value.
+    headers: Vec<(HeaderName, Option<HeaderValue>)>,
+    has_cors: bool,
+    allow: Vec<Network>,
+    deny: Vec<Network>,
+    rate: Option<(Rate, RateBy)>,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +63,23 @@ enum Host {
     Exactly(Box<str>),
 }
 
-/// All routes, longest prefix first.
+#[derive(Clone, Debug)]
+enum Path {
+    Exactly(Box<str>),
+    /// Without its last slash.
+    Below(Box<str>),
+}
+
+/// Whom a route's rate counts.
+#[derive(Clone, Debug)]
+enum RateBy {
+    Address,
+    Device,
+    Route,
+    Header(HeaderName),
+}
+
+/// All routes, those that win first.
 #[derive(Clone, Debug, Default)]
 pub struct Routes(Vec<Arc<Route>>);
 
@@ -112,7 +87,7 @@ impl Routes {
     pub fn new(configs: &[RouteConfig]) -> Self {
         let mut routes: Vec<Arc<Route>> = configs.iter().map(|config| Arc::new(Route::new(config))).collect();
         // Stable: among equals the order of the file stands.
-        routes.sort_by_key(|route| std::cmp::Reverse(route.prefix.len()));
+        routes.sort_by_key(|route| std::cmp::Reverse(route.path.rank()));
         Routes(routes)
     }
 
@@ -120,9 +95,19 @@ impl Routes {
         self.0.is_empty()
     }
 
-    /// The route for a request. `host` may carry a port; `path` is canonical ([`canonical_path`]).
-    pub fn find(&self, host: Option<&str>, path: &str, method: &str) -> Option<&Arc<Route>> {
-        self.0.iter().find(|route| route.matches(host, path, method))
+    /// The route for a request, whose `path` is canonical ([`canonical_path`]).
+    pub fn find(&self, visit: &Visit<'_>, path: &str) -> Option<&Arc<Route>> {
+        if let Some(method) = cors::preflighted(visit.method, visit.headers)
+            && let Some(route) = self.find_for(method, visit, path)
+            && route.has_cors
+        {
+            return Some(route);
+        }
+        self.find_for(visit.method.as_str(), visit, path)
+    }
+
+    fn find_for(&self, method: &str, visit: &Visit<'_>, path: &str) -> Option<&Arc<Route>> {
+        self.0.iter().find(|route| route.matches(method, visit, path))
     }
 }
 
@@ -134,6 +119,23 @@ impl Route {
             host if host.starts_with("*.") => Host::Below(host.trim_start_matches('*').into()),
             host => Host::Exactly(host.into()),
         };
+        let path = if config.path.is_empty() {
+            Path::Below(config.path_prefix.trim_end_matches('/').into())
+        } else {
+            Path::Exactly(config.path.as_str().into())
+        };
+        let header = |(name, value): (&String, &String)| {
+            let value = if value == "*" { None } else { Some(HeaderValue::from_str(value).ok()?) };
+            Some((HeaderName::try_from(name).ok()?, value))
+        };
+        let rate_by = match config.rate_by.as_str() {
+            "device" => RateBy::Device,
+            "route" => RateBy::Route,
+            by => match by.strip_prefix("header:").and_then(|name| HeaderName::try_from(name).ok()) {
+                Some(name) => RateBy::Header(name),
+                None => RateBy::Address,
+            },
+        };
         Route {
             name: config.name.as_str().into(),
             to: config.to.as_str().into(),
@@ -142,19 +144,54 @@ impl Route {
             idle_timeout: Duration::from_millis(u64::from(config.idle_timeout_ms)),
             body_bytes_max: config.body_bytes_max.map(ByteSize::bytes),
             preserve_host: config.preserve_host,
+            steps: step::of(config),
             host,
-            prefix: config.path_prefix.trim_end_matches('/').into(),
+            path,
             methods: config.methods.iter().map(|method| method.to_ascii_uppercase().into()).collect(),
+            headers: config.headers.iter().filter_map(header).collect(),
+            has_cors: config.cors.is_some(),
+            allow: config.allow.clone(),
+            deny: config.deny.clone(),
+            rate: config.rate.map(|rate| (rate, rate_by)),
         }
     }
 
-    fn matches(&self, host: Option<&str>, path: &str, method: &str) -> bool {
-        let Some(rest) = path.strip_prefix(&*self.prefix) else { return false };
-        if !(rest.is_empty() || rest.starts_with('/')) {
-            return false;
+    fn matches(&self, method: &str, visit: &Visit<'_>, path: &str) -> bool {
+        self.path.matches(path)
+            && (self.methods.is_empty() || self.methods.iter().any(|m| **m == *method))
+            && self.host.matches(visit.host.map(without_port))
+            && self.headers.iter().all(|(name, value)| has_header(visit.headers, name, value.as_ref()))
+    }
+
+    fn permits(&self, peer: IpAddr) -> bool {
+        let within = |networks: &[Network]| networks.iter().any(|network| network.contains(peer));
+        !within(&self.deny) && (self.allow.is_empty() || within(&self.allow))
+    }
+}
+
+fn has_header(headers: &HeaderMap, name: &HeaderName, value: Option<&HeaderValue>) -> bool {
+    match value {
+        None => headers.contains_key(name),
+        Some(value) => headers.get_all(name).iter().any(|has| has == value),
+    }
+}
+
+impl Path {
+    /// Exact paths before prefixes, longer ones before shorter.
+    fn rank(&self) -> (bool, usize) {
+        match self {
+            Path::Exactly(path) => (true, path.len()),
+            Path::Below(prefix) => (false, prefix.len()),
         }
-        let method_fits = self.methods.is_empty() || self.methods.iter().any(|m| **m == *method);
-        method_fits && self.host.matches(host.map(without_port))
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Path::Exactly(exact) => **exact == *path,
+            Path::Below(prefix) => {
+                path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+        }
     }
 }
 
@@ -208,7 +245,7 @@ pub struct ServedBy(pub Arc<str>);
 /// What the gateway asks of the cloud side on the request plane.
 pub trait Exchange: Send + Sync {
     /// Sends `request`, whose headers are those to be sent, to a healthy endpoint of the upstream `to`. Without `Host` the endpoint's own is sent. `key`
-    /// steers hashing algorithms. `deadline` is for the answer's head.
+    /// steers hashing algorithms. By `deadline` there is the answer's head or [`UpstreamFault::Timeout`].
     ///
     /// An answer 101 carries hyper's `OnUpgrade` in its extensions; whoever gets it joins the two streams.
     ///
@@ -231,7 +268,56 @@ pub enum BodySize {
     UpTo(u64),
 }
 
+/// What is left of a route's rate, for whoever asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLeft {
+    /// Requests per window, and the window.
+    pub quota: u32,
+    pub window: Duration,
+    pub left: u32,
+    /// Until all of it is there again, or, where nothing is left, until something is.
+    pub reset: Duration,
+}
+
 impl Gateway {
+    /// Admits a request to a route by what the route itself says, with what is left of its rate if it has one.
+    ///
+    /// # Errors
+    /// [`Reject::Forbidden`] by `allow` and `deny`; [`Reject::TooFast`] over `rate`, with the rate that is exhausted.
+    pub fn admit_route(
+        &self,
+        route: &Route,
+        visit: &Visit<'_>,
+        device: Option<&DeviceId>,
+        now: Instant,
+    ) -> Result<Option<RateLeft>, (Reject, Option<RateLeft>)> {
+        if !route.permits(visit.peer) {
+            return Err((Reject::Forbidden { rule: None }, None));
+        }
+        let Some((rate, by)) = &route.rate else { return Ok(None) };
+        let of_address = || self.route_hasher.hash_one(AddressKey::from(visit.peer));
+        let who = match by {
+            RateBy::Address => of_address(),
+            RateBy::Device => device.map_or_else(of_address, |device| self.route_hasher.hash_one(device.as_str())),
+            RateBy::Route => 0,
+            RateBy::Header(name) => self.route_hasher.hash_one(visit.headers.get(name).map(HeaderValue::as_bytes)),
+        };
+        let key = (self.route_hasher.hash_one(&*route.name), who);
+        let state = |left: Left| RateLeft {
+            quota: rate.count,
+            window: rate.period.duration(),
+            left: left.tokens,
+            reset: left.full_in,
+        };
+        match self.per_route.take(&key, self.nanos(now), *rate, 1) {
+            Ok(left) => Ok(Some(state(left))),
+            Err(retry_after) => {
+                let nothing = state(Left { tokens: 0, full_in: retry_after });
+                Err((Reject::TooFast { limit: "route.rate", retry_after }, Some(nothing)))
+            }
+        }
+    }
+
     /// Admits one request of the request plane: still current, device rate, policy, rule rate, size. The path is as it came, still
     /// percent-encoded. Gives back how large the body may become by the rule that decided.
     ///
@@ -291,15 +377,57 @@ mod tests {
             methods: methods.iter().map(|m| (*m).into()).collect(),
             to: "cloud".into(),
             auth: RouteAuth::None,
-            timeout_ms: 1000,
-            idle_timeout_ms: 1000,
-            body_bytes_max: None,
-            preserve_host: false,
+            ..RouteConfig::default()
         }
     }
 
+    /// A request's head, as the steps see it.
+    pub(super) fn head(method: &str, target: &str, headers: &[(&'static str, &'static str)]) -> http::request::Parts {
+        let mut request = http::Request::builder().method(method).uri(target).body(()).unwrap();
+        for (name, value) in headers {
+            request.headers_mut().append(*name, HeaderValue::from_static(value));
+        }
+        request.into_parts().0
+    }
+
+    pub(super) fn answered(headers: &[(&'static str, &'static str)]) -> http::response::Parts {
+        let mut response = http::Response::new(());
+        for (name, value) in headers {
+            response.headers_mut().append(*name, HeaderValue::from_static(value));
+        }
+        response.into_parts().0
+    }
+
+    pub(super) fn kept(target: &str) -> step::Kept {
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        step::Kept {
+            peer: [192, 0, 2, 1].into(),
+            device: Some("d1".into()),
+            host: Some("gateway.example:8080".into()),
+            path: path.into(),
+            query: query.map(Into::into),
+            request_id: Some(HeaderValue::from_static("id1")),
+            origin: None,
+        }
+    }
+
+    fn find<'r>(routes: &'r Routes, host: Option<&str>, path: &str, head: &http::request::Parts) -> Option<&'r str> {
+        let visit = Visit {
+            method: &head.method,
+            path,
+            query: None,
+            host,
+            peer: [192, 0, 2, 1].into(),
+            headers: &head.headers,
+        };
+        routes.find(&visit, path).map(|route| &*route.name)
+    }
+
     fn found<'r>(routes: &'r Routes, host: &str, path: &str, method: &str) -> Option<&'r str> {
-        routes.find(Some(host), path, method).map(|route| &*route.name)
+        find(routes, Some(host), path, &head(method, "/", &[]))
     }
 
     #[test]
@@ -308,12 +436,15 @@ mod tests {
             route("all", "*", "/", &[]),
             route("api", "*", "/api/", &[]),
             route("v1", "*", "/api/v1", &["GET", "post"]),
+            RouteConfig { path: "/api/v1/x".into(), ..route("exact", "*", "/", &["GET"]) },
         ]);
         assert_eq!(found(&routes, "h", "/", "GET"), Some("all"));
         assert_eq!(found(&routes, "h", "/apix", "GET"), Some("all"));
         assert_eq!(found(&routes, "h", "/api", "GET"), Some("api"));
         assert_eq!(found(&routes, "h", "/api/v1/x", "POST"), Some("v1"));
         assert_eq!(found(&routes, "h", "/api/v1/x", "DELETE"), Some("api"));
+        assert_eq!(found(&routes, "h", "/api/v1/x", "GET"), Some("exact"));
+        assert_eq!(found(&routes, "h", "/api/v1/x/", "GET"), Some("v1"));
     }
 
     #[test]
@@ -329,6 +460,47 @@ mod tests {
         assert_eq!(found(&routes, ".example.org", "/", "GET"), None);
         assert_eq!(found(&routes, "evilexample.org", "/", "GET"), None);
         assert_eq!(found(&routes, "[::1]:80", "/", "GET"), Some("v6"));
-        assert_eq!(routes.find(None, "/", "GET").map(|r| &*r.name), None);
+        assert_eq!(find(&routes, None, "/", &head("GET", "/", &[])), None);
+    }
+
+    #[test]
+    fn headers_choose_among_routes_of_one_path() {
+        let with = |name: &str, header: &str, value: &str| RouteConfig {
+            headers: [(header.to_owned(), value.to_owned())].into(),
+            ..route(name, "*", "/", &[])
+        };
+        let routes = Routes::new(&[with("v2", "X-Version", "2"), with("some", "x-version", "*"), route("none", "*", "/", &[])]);
+        for (version, name) in [("2", "v2"), ("3", "some")] {
+            assert_eq!(find(&routes, None, "/", &head("GET", "/", &[("x-version", version)])), Some(name));
+        }
+        assert_eq!(find(&routes, None, "/", &head("GET", "/", &[])), Some("none"));
+    }
+
+    #[test]
+    fn a_preflight_belongs_to_the_route_of_the_request_it_asks_for() {
+        let cors = Some(serde_json::from_str(r#"{ "origins": ["*"] }"#).unwrap());
+        let routes = Routes::new(&[
+            RouteConfig { cors, ..route("api", "*", "/api", &["PUT"]) },
+            route("closed", "*", "/closed", &["PUT"]),
+            route("rest", "*", "/", &[]),
+        ]);
+        let preflight = head("OPTIONS", "/", &[("origin", "https://a"), ("access-control-request-method", "PUT")]);
+        assert_eq!(find(&routes, None, "/api", &preflight), Some("api"));
+        assert_eq!(find(&routes, None, "/closed", &preflight), Some("rest"), "without cors the upstream answers it");
+        assert_eq!(find(&routes, None, "/api", &head("OPTIONS", "/", &[])), Some("rest"));
+    }
+
+    #[test]
+    fn networks_are_kept_out_by_deny_before_allow() {
+        let network = |text: &str| text.parse::<Network>().unwrap();
+        let config = RouteConfig {
+            allow: vec![network("10.0.0.0/8")],
+            deny: vec![network("10.1.0.0/16")],
+            ..route("r", "*", "/", &[])
+        };
+        let route = Route::new(&config);
+        assert!(route.permits([10, 0, 0, 1].into()));
+        assert!(!route.permits([10, 1, 0, 1].into()) && !route.permits([192, 0, 2, 1].into()));
+        assert!(Route::new(&RouteConfig::default()).permits([192, 0, 2, 1].into()));
     }
 }

@@ -61,6 +61,19 @@ pub struct Config {
     /// Streams open at once on one HTTP/2 connection. The client is told, and one more is reset with REFUSED_STREAM.
     #[schemars(range(min = 1, max = 10000))]
     pub http2_streams_max: u32,
+    /// Streams that an HTTP/2 peer has reset before the gateway could look at them, or has made the gateway reset. The connection is closed with
+    /// ENHANCE_YOUR_CALM beyond it.
+    #[schemars(range(min = 1, max = 100000))]
+    pub http2_resets_max: u32,
+    /// Bytes that one HTTP/2 stream may send ahead of what is read (RFC 9113 section 5.2). The sender waits then.
+    #[schemars(range(min = 65535, max = 16777216))]
+    pub http2_stream_window_bytes: u32,
+    /// Bytes that all streams of an HTTP/2 connection together may send ahead of what is read. The sender waits then.
+    #[schemars(range(min = 65535, max = 67108864))]
+    pub http2_connection_window_bytes: u32,
+    /// Bytes of answers kept per HTTP/2 stream for a peer that does not take them. The answer waits then.
+    #[schemars(range(min = 1024, max = 16777216))]
+    pub http2_send_buffer_bytes: u32,
     /// The body of one proxied HTTP request. 413 beyond it.
     pub body_bytes_max: ByteSize,
     /// A topic or a filter. The message or subscription is refused as malformed.
@@ -181,6 +194,10 @@ impl Default for Config {
             header_bytes_max: 16_384,
             headers_max: 100,
             http2_streams_max: 100,
+            http2_resets_max: 64,
+            http2_stream_window_bytes: 65_535,
+            http2_connection_window_bytes: 262_144,
+            http2_send_buffer_bytes: 65_536,
             body_bytes_max: ByteSize(1 << 20),
             topic_bytes_max: 1_024,
             topic_levels_max: 32,

@@ -71,6 +71,22 @@ pub(super) fn advance(tat: u64, now_nanos: u64, rate: Rate, cost: u32) -> (u64, 
     (kept, Err(Duration::from_nanos(wait.max(1))))
 }
 
+/// What is left in a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    pub tokens: u32,
+    /// Until it is full again.
+    pub full_in: Duration,
+}
+
+pub(super) fn left(tat: u64, now_nanos: u64, rate: Rate) -> Left {
+    let interval = rate.nanos_per_token().max(1);
+    let depth = interval.saturating_mul(u64::from(rate.burst.max(1)));
+    let debt = tat.saturating_sub(now_nanos);
+    let tokens = u32::try_from(depth.saturating_sub(debt) / interval).unwrap_or(u32::MAX);
+    Left { tokens, full_in: Duration::from_nanos(debt) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use portable_atomic::{AtomicU64, Ordering};
 
-use super::gcra::advance;
+use super::gcra::{Left, advance, left};
 use crate::units::Rate;
 
 /// Entries inspected per new key when the shard is full.
@@ -55,10 +55,18 @@ impl<K: Hash + Eq + Clone> KeyedBuckets<K> {
     /// # Errors
     /// The time to wait, as [`super::Gcra::check`].
     pub fn check(&self, key: &K, now_nanos: u64, rate: Rate, cost: u32) -> Result<(), Duration> {
+        self.take(key, now_nanos, rate, cost).map(|_| ())
+    }
+
+    /// The same, and what is left.
+    ///
+    /// # Errors
+    /// The time to wait.
+    pub fn take(&self, key: &K, now_nanos: u64, rate: Rate, cost: u32) -> Result<Left, Duration> {
         let hash = self.hasher.hash_one(key);
         // The table inside uses another seed, so these bits say nothing about its slots.
         let index = (hash >> 32) as usize % self.shards.len();
-        let Some(shard) = self.shards.get(index) else { return Ok(()) };
+        let Some(shard) = self.shards.get(index) else { return Ok(left(0, now_nanos, rate)) };
         let mut shard = shard.lock();
         let shard = &mut *shard;
         let tat = match shard.place(key, now_nanos, self.keys_per_shard_max) {
@@ -70,7 +78,7 @@ impl<K: Hash + Eq + Clone> KeyedBuckets<K> {
         };
         let (next, verdict) = advance(*tat, now_nanos, rate, cost);
         *tat = next;
-        verdict
+        verdict.map(|()| left(next, now_nanos, rate))
     }
 
     /// Drops up to `look_max` buckets per shard that are full again, to give memory back in quiet times. Returns how many.
@@ -178,6 +186,16 @@ mod tests {
             assert!(buckets.check(&key, 0, RATE, 1).is_err());
         }
         assert_eq!(buckets.overflowed(), 0);
+    }
+
+    #[test]
+    fn what_is_left_is_told() {
+        let buckets = KeyedBuckets::new(64);
+        let half = SECOND / 2;
+        assert_eq!(buckets.take(&1, 0, RATE, 1), Ok(Left { tokens: 4, full_in: Duration::from_millis(100) }));
+        assert_eq!(buckets.take(&1, 0, RATE, 4), Ok(Left { tokens: 0, full_in: Duration::from_nanos(half) }));
+        assert_eq!(buckets.take(&1, 0, RATE, 1), Err(Duration::from_millis(100)));
+        assert_eq!(buckets.take(&1, SECOND, RATE, 0), Ok(Left { tokens: 5, full_in: Duration::ZERO }));
     }
 
     #[test]

@@ -15,5 +15,5 @@ mod gcra;
 mod keyed;
 
 pub use config::Config;
-pub use gcra::Gcra;
+pub use gcra::{Gcra, Left};
 pub use keyed::{AddressKey, KeyedBuckets};

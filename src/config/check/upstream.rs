@@ -230,7 +230,7 @@ impl Check<'_> {
 
     pub(super) fn route_upstreams(&mut self) {
         for route in &self.config.route {
-            let Some(index) = self.entry("route", &route.name) else { continue };
+            let Some(index) = self.entry("route", &route.name).filter(|_| !route.to.is_empty()) else { continue };
             if self.named_upstream("route", index, &route.to) == Some(Kind::Mqtt) {
                 let problem = Problem::error("requests cannot be proxied to a broker");
                 self.report(&at("route", index, "to"), problem.allowed("an upstream of kind \"http\""));

@@ -37,6 +37,12 @@ impl From<Vec<u8>> for Body {
     }
 }
 
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Body::Empty } else { Body::Full(bytes) }
+    }
+}
+
 impl hyper::body::Body for Body {
     type Data = Bytes;
     type Error = BoxError;

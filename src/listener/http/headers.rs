@@ -7,6 +7,8 @@ use http::{Version, uri};
 use std::net::IpAddr;
 use tidegate_http::{forwarded, hop_by_hop, traceparent};
 
+use crate::gateway::RateLeft;
+
 /// What is said about a request towards the upstream.
 #[derive(Debug)]
 pub struct Passing<'a> {
@@ -93,6 +95,16 @@ pub fn towards_client(headers: &mut HeaderMap, via: &str, version: Version, upgr
     if let Entry::Vacant(entry) = headers.entry(X_REQUEST_ID) {
         entry.insert(request_id.clone());
     }
+}
+
+/// What is left of a route's rate (draft-ietf-httpapi-ratelimit-headers).
+pub fn say_rate(headers: &mut HeaderMap, route: &str, rate: Option<RateLeft>) {
+    let Some(RateLeft { quota, window, left, reset }) = rate else { return };
+    let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\');
+    let name = if route.chars().all(is_plain) { route } else { "route" };
+    let seconds = reset.as_secs() + u64::from(reset.subsec_nanos() > 0);
+    set(headers, RATELIMIT_POLICY, &format!("\"{name}\";q={quota};w={}", window.as_secs()));
+    set(headers, RATELIMIT, &format!("\"{name}\";r={left};t={seconds}"));
 }
 
 /// Whether a request has passed here already, so that the upstream is, by some way, the gateway itself.
@@ -225,6 +237,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// What the gateway or the framing of a message says.
 const SET_HERE: [HeaderName; 9] = [
     X_FORWARDED_FOR,

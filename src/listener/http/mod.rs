@@ -192,12 +192,12 @@ pub async fn serve_http2<IO>(
     let mut http = http2::Builder::new(Streams(Tasks::new(shutdown.child_token())));
     http.max_concurrent_streams(limits.http2_streams_max)
         .max_header_list_size(limits.header_bytes_max)
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-        .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
+        .initial_stream_window_size(limits.http2_stream_window_bytes)
+        .initial_connection_window_size(limits.http2_connection_window_bytes)
+        .max_send_buf_size(limits.http2_send_buffer_bytes as usize)
         // Rapid reset (CVE-2023-44487) and its kin end the connection at these counts.
-        .max_pending_accept_reset_streams(HTTP2_RESETS_MAX)
-        .max_local_error_reset_streams(HTTP2_RESETS_MAX);
+        .max_pending_accept_reset_streams(limits.http2_resets_max as usize)
+        .max_local_error_reset_streams(limits.http2_resets_max as usize);
     let io = TokioIo::new(connection.bounded(io, prefix, None));
     let service = connection.clone();
     let service = service_fn(move |request| {
@@ -384,9 +384,3 @@ fn millis(ms: u32) -> Duration {
 
 /// What hyper insists on.
 const HTTP1_BUFFER_BYTES_MIN: usize = 8192;
-/// Bytes that one stream, and all streams of a connection, may send ahead of what is read (RFC 9113 section 5.2).
-const HTTP2_STREAM_WINDOW_BYTES: u32 = 65_535;
-const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 262_144;
-const HTTP2_SEND_BUFFER_BYTES: usize = 65_536;
-/// Streams that a peer may make us reset before it is taken for an attacker.
-const HTTP2_RESETS_MAX: usize = 64;

@@ -1,8 +1,8 @@
 //! The request plane: a request that is none of the gateway's own is matched against the routes, admitted, and handed to an upstream; body and
 //! answer stream through.
 //!
-//! Order: path has one spelling → route → address or device, policy, rates, size → one of `requests_in_flight_max` → headers → upstream. Nothing
-//! of the body is read, and no 100 sent, before the upstream wants it.
+//! Order: path has one spelling → route → its steps → address or device, policy, rates, size → one of `requests_in_flight_max` → headers → steps →
+//! upstream → steps. Nothing of the body is read, and no 100 sent, before the upstream wants it.
 //!
 //! Cost of a request beside the upstream's: one search of the routes, two header maps edited in place, four small allocations.
 
@@ -22,8 +22,11 @@ use super::problem::Refused;
 use super::stream::{Download, Held, Slot, Upload, Verdict};
 use super::upgrade::{self, Tunnel};
 use super::{Connection, Facts, identify, millis};
-use crate::gateway::{BodySize, ProxyBody, Route, RouteAuth, ServedBy, UpstreamFault, canonical_path};
+use crate::gateway::{
+    BodySize, Kept, ProxyBody, Route, RouteAuth, ServedBy, UpstreamFault, Visit, canonical_path,
+};
 use crate::message::{Action, Device, Reject};
+use crate::telemetry::meters;
 
 impl Connection {
     /// Answers a request that is none of the gateway's own.
@@ -37,6 +40,37 @@ impl Connection {
             }
         };
         facts.route = Some(route.name.clone());
+        if route.steps.is_empty() {
+            return self.through(request, &route, None, facts, began).await;
+        }
+        let mut kept = Kept::of(&self.visit(&request));
+        let early = route.steps.iter().find_map(|step| step.before_admission(&self.visit(&request)));
+        let response = match early {
+            Some(answer) => {
+                self.gateway.admit_address(self.conn.peer.ip(), began)?;
+                answer.map(Body::from)
+            }
+            None => match self.through(request, &route, Some(&mut kept), facts, began).await {
+                Ok(response) => response,
+                Err(refused) => refused.response(facts.device.is_some()),
+            },
+        };
+        let (mut parts, body) = response.into_parts();
+        for step in &route.steps {
+            step.after_upstream(&mut parts, &kept);
+        }
+        Ok(Response::from_parts(parts, body))
+    }
+
+    /// Admission, and then the upstream or the step that answers.
+    async fn through(
+        &self,
+        request: Request<Incoming>,
+        route: &Route,
+        kept: Option<&mut Kept>,
+        facts: &mut Facts,
+        began: Instant,
+    ) -> Result<Response<Body>, Refused> {
         let bytes_max = route.body_bytes_max.unwrap_or(self.limits.body_bytes_max.bytes());
         let size = match request.body().size_hint().exact() {
             Some(bytes) if bytes > bytes_max => {
@@ -53,6 +87,16 @@ impl Connection {
             }
             RouteAuth::Device => self.admit(&request, size, facts, began).await?,
         };
+        let device = facts.device.as_ref().map(|device| &device.id);
+        let rate = match self.gateway.admit_route(route, &self.visit(&request), device, began) {
+            Ok(rate) => rate,
+            Err((reject, rate)) => {
+                meters().http.reject(&reject);
+                let mut response = Refused::from(reject).response(facts.device.is_some());
+                headers::say_rate(response.headers_mut(), &route.name, rate);
+                return Ok(response);
+            }
+        };
         let slot = Slot::take(
             &self.shared.in_flight,
             "requests_in_flight_max",
@@ -62,18 +106,30 @@ impl Connection {
         let held = Held::new(slot, self.activity.begin());
         let limit =
             by_rule.filter(|by_rule| *by_rule < bytes_max).map_or((BODY_LIMIT, bytes_max), |max| ("bytes_max", max));
-        self.pass_on(request, &route, limit, held, facts, began).await
+        let mut response = self.pass_on(request, route, limit, held, kept, facts, began).await?;
+        headers::say_rate(response.headers_mut(), &route.name, rate);
+        Ok(response)
+    }
+
+    fn visit<'v>(&self, request: &'v Request<Incoming>) -> Visit<'v> {
+        Visit {
+            method: request.method(),
+            path: request.uri().path(),
+            query: request.uri().query(),
+            host: headers::host(request.uri(), request.headers()),
+            peer: self.conn.peer.ip(),
+            headers: request.headers(),
+        }
     }
 
     fn find_route(&self, request: &Request<Incoming>) -> Result<Arc<Route>, Refused> {
-        let method = request.method();
-        if matches!(*method, Method::CONNECT | Method::TRACE) {
+        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
             return Err(Refused::NotImplemented);
         }
         let path = canonical_path(request.uri().path())
             .ok_or(Reject::Malformed { what: "a path that programs read differently" })?;
-        let host = headers::host(request.uri(), request.headers());
-        let found = self.gateway.with_rules(|rules| rules.routes.find(host, &path, method.as_str()).cloned());
+        let visit = self.visit(request);
+        let found = self.gateway.with_rules(|rules| rules.routes.find(&visit, &path).cloned());
         let route = found.ok_or(Refused::NoRoute)?;
         if headers::is_loop(request.headers(), &self.shared.via) {
             tracing::warn!(route = &*route.name, upstream = &*route.to, "the upstream is this gateway itself");
@@ -111,28 +167,35 @@ impl Connection {
         route: &Route,
         (limit, bytes_max): (&'static str, u64),
         held: Held,
+        kept: Option<&mut Kept>,
         facts: &mut Facts,
         began: Instant,
     ) -> Result<Response<Body>, Refused> {
         let request_id = headers::request_id(request.headers()).unwrap_or_else(|| self.shared.next_request_id());
         facts.request_id = Some(request_id.clone());
-        let Some(exchange) = &self.exchange else { return Err(Refused::Upstream(UpstreamFault::Unavailable)) };
         let wanted = wanted_upgrade(&request);
         let upgrade = wanted.is_some().then(|| hyper::upgrade::on(&mut request));
         let verdict = Arc::new(Verdict::default());
         let (mut parts, body) = request.into_parts();
         self.address(&mut parts, route, wanted, facts.device.as_deref(), &request_id);
+        if let Some(kept) = kept {
+            kept.device = facts.device.as_ref().map(|device| device.id.as_str().into());
+            kept.request_id = Some(request_id.clone());
+            if let Some(answer) = route.steps.iter().find_map(|step| step.before_upstream(&mut parts, kept)) {
+                return Ok(answer.map(Body::from));
+            }
+        }
+        let Some(exchange) = &self.exchange else { return Err(Refused::Upstream(UpstreamFault::Unavailable)) };
         let body = if body.is_end_stream() {
             ProxyBody::new(Empty::new().map_err(|never| match never {}))
         } else {
             let patience = millis(self.limits.body_timeout_ms);
             ProxyBody::new(Upload::new(body, bytes_max, patience, verdict.clone()))
         };
-        let deadline = began + route.timeout;
-        let asked = exchange.exchange(&route.to, self.key(), Request::from_parts(parts, body), deadline);
-        let answered = tokio::time::timeout_at((deadline + LATE).into(), asked).await;
+        let asked = exchange.exchange(&route.to, self.key(), Request::from_parts(parts, body), began + route.timeout);
+        let answered = asked.await;
         facts.upstream = Some(began.elapsed());
-        let response = match answered.unwrap_or(Err(UpstreamFault::Timeout)) {
+        let response = match answered {
             Ok(response) => response,
             Err(fault) => {
                 return Err(verdict.refused(limit, bytes_max).unwrap_or(Refused::Upstream(fault)));
@@ -234,5 +297,3 @@ fn wanted_upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
 }
 
 const BODY_LIMIT: &str = "body_bytes_max";
-/// By how much the upstream's side may be late with its own timeout, which it counts.
-const LATE: Duration = Duration::from_millis(100);

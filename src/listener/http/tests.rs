@@ -10,7 +10,9 @@ use tidegate_auth::jwt::{Audience, Claims, NumericDate, sign};
 use tidegate_auth::{CbType, Proto, SecretKey, Transcript, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+mod http2;
 mod relay;
+mod routes;
 mod smuggling;
 
 use super::*;

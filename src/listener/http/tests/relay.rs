@@ -22,7 +22,7 @@ type Act = dyn Fn(Request<ProxyBody>) -> Acting + Send + Sync;
 pub struct Pretend {
     act: Box<Act>,
     pub asked: Mutex<Vec<http::request::Parts>>,
-    to: Mutex<Vec<String>>,
+    pub to: Mutex<Vec<String>>,
 }
 
 impl Exchange for Pretend {
@@ -31,17 +31,21 @@ impl Exchange for Pretend {
         to: &'a str,
         _key: u64,
         request: Request<ProxyBody>,
-        _deadline: Instant,
+        deadline: Instant,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send + 'a>> {
         let (parts, body) = request.into_parts();
         self.to.lock().unwrap().push(to.to_owned());
         self.asked.lock().unwrap().push(parts.clone());
-        (self.act)(Request::from_parts(parts, body))
+        let acting = (self.act)(Request::from_parts(parts, body));
+        // As the contract wants it: an answer, or none in time.
+        Box::pin(async move {
+            tokio::time::timeout_at(deadline.into(), acting).await.unwrap_or(Err(UpstreamFault::Timeout))
+        })
     }
 }
 
 impl Pretend {
-    fn new<F: Future<Output = Answer> + Send + 'static>(
+    pub fn new<F: Future<Output = Answer> + Send + 'static>(
         act: impl Fn(Request<ProxyBody>) -> F + Send + Sync + 'static,
     ) -> Arc<Self> {
         let act = Box::new(move |request| -> Acting { Box::pin(act(request)) });
@@ -65,7 +69,7 @@ impl Pretend {
         Pretend::new(move |_| async move { Err(fault) })
     }
 
-    fn last(&self) -> http::request::Parts {
+    pub fn last(&self) -> http::request::Parts {
         self.asked.lock().unwrap().last().unwrap().clone()
     }
 
@@ -78,7 +82,7 @@ fn whole(bytes: impl Into<Bytes>) -> ProxyBody {
     ProxyBody::new(Full::new(bytes.into()).map_err(|never| match never {}))
 }
 
-fn sent<'a>(asked: &'a http::request::Parts, name: &str) -> &'a str {
+pub fn sent<'a>(asked: &'a http::request::Parts, name: &str) -> &'a str {
     asked.headers[name].to_str().unwrap()
 }
 
@@ -94,7 +98,7 @@ impl hyper::body::Body for Fed {
     }
 }
 
-fn routes() -> Value {
+pub fn routes() -> Value {
     json!([
         { "name": "open", "path_prefix": "/open", "to": "cloud", "auth": "none", "timeout_ms": 2000, "idle_timeout_ms": 3000 },
         { "name": "small", "path_prefix": "/open/small", "to": "cloud", "auth": "none", "body_bytes_max": 8 },
