@@ -9,7 +9,7 @@
 # (Debian's packages as root, PyPI into target/venv, crates.io into target/tools); otherwise it names what is missing and
 # fails. Every gate runs even after another failed. The last line is `N passed, N failed`, in gates; the exit code agrees.
 #
-#   FUZZ_SECONDS=8      per fuzz target            BENCH_SECONDS=2     per measurement of bench-smoke
+#   FUZZ_SECONDS=8      per fuzz target            BENCH_SECONDS=1     per measurement of bench-smoke
 #   ARM_TARGETS="..."   see cross/setup.sh         CI_GATE_MINUTES=40  after which a gate has failed
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -164,7 +164,7 @@ gate_demo() { # the README's first command
 gate_bench-smoke() { # the benchmark suite runs; its figures mean nothing at this length
   need_debian mosquitto:mosquitto nginx:nginx wrk:wrk
   cargo build -q --release --locked -p tidegate -p tidegate-bench
-  cargo run -q --release --locked -p tidegate-bench -- all --seconds "${BENCH_SECONDS:-2}" </dev/null
+  cargo run -q --release --locked -p tidegate-bench -- all --seconds "${BENCH_SECONDS:-1}" --rounds 1 </dev/null
 }
 
 gates=(fmt lint unit integration interop docs deny arm fuzz demo bench-smoke)
