@@ -36,22 +36,17 @@ pub fn run(options: &Options) -> Section {
                 Contender::Peer(peer) => {
                     let server = peer.start(&[])?;
                     let path = if method == GET { "time" } else { "example_data" };
-                    let requests = vec![request(method, &[path], None, payload(method)); clients];
-                    measure(options, &server.process, server.address, &requests)
+                    let message = request(method, &[path], None, payload(method));
+                    let device = || Device::new(server.address, message.clone());
+                    let devices = (0..clients).map(|_| device()).collect::<Result<_>>()?;
+                    measure(options, &server.process, server.address, devices)
                 }
                 Contender::Tidegate { binary, .. } => {
                     let setup = Setup { devices: clients, ..Setup::default() };
-                    let (server, devices) = Gateway::prepare(binary, setup)?.start()?;
-                    let mut requests = Vec::with_capacity(clients);
-                    for index in 0..clients {
-                        let query = log_in(&devices, index)?;
-                        if method == GET {
-                            let state = request(PUT, &["s"], Some(&query), PAYLOAD);
-                            ask(devices.coap, &state)?;
-                        }
-                        requests.push(request(method, &["s"], Some(&query), payload(method)));
-                    }
-                    measure(options, &server.process, devices.coap, &requests)
+                    let (server, registered) = Gateway::prepare(binary, setup)?.start()?;
+                    let devices =
+                        (0..clients).map(|index| log_in(&registered, index, method)).collect::<Result<_>>()?;
+                    measure(options, &server.process, registered.coap, devices)
                 }
             });
         }
@@ -66,16 +61,53 @@ fn payload(method: u8) -> &'static [u8] {
     if method == GET { b"" } else { PAYLOAD }
 }
 
-/// The challenge flow of the wire contract; gives the query that proves the device from then on.
-fn log_in(devices: &Devices, index: usize) -> Result<String> {
+/// A device: one port for as long as message ids allow, from logging in to the last request. The system hands a closed port out again at once, and a
+/// server would take the message ids of its new owner for retransmissions of the old one's (RFC 7252 section 4.5).
+struct Device {
+    socket: UdpSocket,
+    /// The message id used last.
+    number: u16,
+    /// What it asks again and again.
+    message: Vec<u8>,
+}
+
+impl Device {
+    fn new(server: SocketAddr, message: Vec<u8>) -> Result<Self> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        socket.connect(server)?;
+        socket.set_read_timeout(Some(ACK_TIMEOUT))?;
+        Ok(Device { socket, number: 0, message })
+    }
+
+    /// One request and the payload of its success.
+    fn ask(&mut self, mut message: Vec<u8>) -> Result<Vec<u8>> {
+        self.number += 1;
+        number_it(&mut message, self.number);
+        let mut buffer = [0; 1500];
+        for _ in 0..3 {
+            self.socket.send(&message)?;
+            let Ok(count) = self.socket.recv(&mut buffer) else { continue };
+            let answer = &buffer[..count];
+            let code = answer.get(1).copied().unwrap_or_default();
+            if code >> 5 != 2 {
+                return Err(Failure::new(format!("answer {}.{:02}", code >> 5, code & 31)));
+            }
+            let payload = answer.iter().skip(8).position(|byte| *byte == 0xFF).map_or(count, |at| at + 9);
+            return Ok(answer[payload..].to_vec());
+        }
+        Err(Failure::new("no answer"))
+    }
+}
+
+/// The challenge flow of the wire contract, and for GET a state to read. Gives the device with its request, which carries the token.
+fn log_in(devices: &Devices, index: usize, method: u8) -> Result<Device> {
     let id = device_id(Role::Sensor, index);
     let key = devices.secret_key(Role::Sensor, index);
     let mut client_nonce = [7; 16];
     client_nonce[..8].copy_from_slice(&(index as u64).to_le_bytes());
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.connect(devices.coap)?;
+    let mut device = Device::new(devices.coap, Vec::new())?;
     let question = ChallengeRequest { device_id: id.clone(), client_nonce }.to_cbor();
-    let answer = ask_on(&socket, 1, &request(POST, &["auth", "c"], None, &question))?;
+    let answer = device.ask(request(POST, &["auth", "c"], None, &question))?;
     let challenge: [u8; 38] = answer.as_slice().try_into().map_err(|_| Failure::new("no challenge from /auth/c"))?;
     let transcript = Transcript {
         proto: Proto::Coap,
@@ -92,9 +124,14 @@ fn log_in(devices: &Devices, index: usize) -> Result<String> {
     let key_id = key.public().key_id();
     let proof =
         SessionRequest { device_id: id, key_id, client_nonce, challenge, cb_type: CbType::None, signature }.to_cbor();
-    let answer = ask_on(&socket, 2, &request(POST, &["auth", "s"], None, &proof))?;
+    let answer = device.ask(request(POST, &["auth", "s"], None, &proof))?;
     let session = SessionAnswer::from_cbor(&answer).ok_or_else(|| Failure::new("no token from /auth/s"))?;
-    Ok(format!("t={}", text::base64url(&session.access_token)))
+    let query = format!("t={}", text::base64url(&session.access_token));
+    if method == GET {
+        device.ask(request(PUT, &["s"], Some(&query), PAYLOAD))?;
+    }
+    device.message = request(method, &["s"], Some(&query), payload(method));
+    Ok(device)
 }
 
 /// An empty confirmable message, which every server answers by a reset.
@@ -108,32 +145,6 @@ pub fn answers_ping(address: SocketAddr) -> bool {
         Ok(socket.recv(&mut answer)? >= 4)
     };
     exchange().unwrap_or(false)
-}
-
-fn ask(server: SocketAddr, request: &[u8]) -> Result<Vec<u8>> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.connect(server)?;
-    ask_on(&socket, 1, request)
-}
-
-/// One request and the payload of its success.
-fn ask_on(socket: &UdpSocket, number: u16, request: &[u8]) -> Result<Vec<u8>> {
-    socket.set_read_timeout(Some(ACK_TIMEOUT))?;
-    let mut message = request.to_vec();
-    number_it(&mut message, number);
-    let mut buffer = [0; 1500];
-    for _ in 0..3 {
-        socket.send(&message)?;
-        let Ok(count) = socket.recv(&mut buffer) else { continue };
-        let answer = &buffer[..count];
-        let code = answer.get(1).copied().unwrap_or_default();
-        if code >> 5 != 2 {
-            return Err(Failure::new(format!("answer {}.{:02}", code >> 5, code & 31)));
-        }
-        let payload = answer.iter().skip(8).position(|byte| *byte == 0xFF).map_or(count, |at| at + 9);
-        return Ok(answer[payload..].to_vec());
-    }
-    Err(Failure::new("no answer"))
 }
 
 /// A confirmable request with a token of four bytes; message id and token are set by `number_it`.
@@ -191,7 +202,7 @@ struct Load {
     latency: Histogram,
 }
 
-fn measure(options: &Options, process: &Process, server: SocketAddr, requests: &[Vec<u8>]) -> Result<Sample> {
+fn measure(options: &Options, process: &Process, server: SocketAddr, devices: Vec<Device>) -> Result<Sample> {
     let mut load = Load {
         poll: Poll::new()?,
         events: Events::with_capacity(1024),
@@ -200,13 +211,13 @@ fn measure(options: &Options, process: &Process, server: SocketAddr, requests: &
         counts: Counts::default(),
         latency: Histogram::new(),
     };
-    for message in requests {
-        let socket = load.open(load.clients.len())?;
+    for Device { socket, number, message } in devices {
+        let socket = load.watch(socket, load.clients.len())?;
         load.clients.push(Client {
             socket,
-            message: message.clone(),
-            number: 0,
-            on_this_port: 0,
+            message,
+            number,
+            on_this_port: number.into(),
             sent: Instant::now(),
             tries: 0,
         });
@@ -243,6 +254,10 @@ impl Load {
     fn open(&self, token: usize) -> Result<mio::net::UdpSocket> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         socket.connect(self.server)?;
+        self.watch(socket, token)
+    }
+
+    fn watch(&self, socket: UdpSocket, token: usize) -> Result<mio::net::UdpSocket> {
         socket.set_nonblocking(true)?;
         let mut socket = mio::net::UdpSocket::from_std(socket);
         self.poll.registry().register(&mut socket, Token(token), Interest::READABLE)?;
