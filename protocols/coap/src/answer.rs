@@ -151,7 +151,7 @@ impl Endpoint {
         match kind {
             Kind::Acknowledgement => self.exchanges.answer(asked.exchange, bytes),
             Kind::Confirmable => {
-                let key = PeerKey::new(asked.peer).exchange(message_id);
+                let key = PeerKey::new(asked.peer).message(message_id);
                 self.outgoing.insert(now, asked.peer, key, Purpose::Answer, bytes, random);
             }
             // A duplicate NON is ignored (section 4.5); one of a separately answered CON still gets its empty acknowledgement.

@@ -1,13 +1,25 @@
 //! Deduplication: what was asked lately, and what was answered (RFC 7252 section 4.5).
 //!
-//! A peer that retransmits gets the same bytes again for EXCHANGE_LIFETIME, and the application does not see the request twice. Everything lives as
+//! A peer that retransmits gets the same bytes again for EXCHANGE_LIFETIME, and the application does not see the request twice. A retransmission is the same
+//! datagram from the same address and port: the same message id on something else is a new request. Address translators hand a port to the next device
+//! long before EXCHANGE_LIFETIME is over, and that device must neither lose its request nor see what the last one was answered. Everything lives as
 //! long as everything else, so the table is a ring in order of arrival: entries are overwritten in turn, the hash chains run from new to old and simply end
 //! at the first entry that is too old, and nothing is ever unlinked, moved or freed. Answers lie in a second ring, of bytes. Both grow as
-//! needed up to their limit and never shrink. Cost of one new exchange: one keyed hash, 48 bytes, the answer's bytes; no allocation once grown.
+//! needed up to their limit and never shrink. Cost of one new exchange: one keyed hash over the datagram, 32 bytes, the answer's bytes; no allocation once grown.
 //!
 //! When a ring has come round before the lifetime is over, the oldest exchanges are forgotten; a retransmission of one of those is handled as new.
 
-use crate::peer::{ExchangeKey, Secret};
+use crate::peer::{PeerKey, Secret};
+
+/// A datagram from a peer, as a keyed hash of both: of 64 bits, so that two differ but once in ages, and not even then where a sender could aim at it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ExchangeKey(u64);
+
+impl ExchangeKey {
+    pub fn new(secret: &Secret, peer: PeerKey, datagram: &[u8]) -> Self {
+        ExchangeKey(secret.hash((peer, datagram)))
+    }
+}
 
 /// Where an exchange stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,7 +45,7 @@ struct Entry {
     state: State,
 }
 
-/// What the table knows of a message id.
+/// What the table knows of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Seen<'e> {
     Never,
@@ -53,7 +65,6 @@ pub(crate) struct Exchanges {
     exchanges_max: usize,
     lifetime_s: u32,
     answers: ByteRing,
-    secret: Secret,
     /// Entries overwritten before their time.
     pub evicted: u64,
 }
@@ -61,7 +72,7 @@ pub(crate) struct Exchanges {
 impl Exchanges {
     pub const ENTRY_BYTES: usize = size_of::<Entry>() + 2 * size_of::<u64>();
 
-    pub fn new(secret: Secret, exchanges_max: usize, bytes_max: usize, lifetime_s: u32) -> Self {
+    pub fn new(exchanges_max: usize, bytes_max: usize, lifetime_s: u32) -> Self {
         Exchanges {
             ring: Vec::new(),
             heads: vec![0; 64],
@@ -69,7 +80,6 @@ impl Exchanges {
             exchanges_max: exchanges_max.max(1),
             lifetime_s,
             answers: ByteRing::new(bytes_max),
-            secret,
             evicted: 0,
         }
     }
@@ -142,7 +152,7 @@ impl Exchanges {
     }
 
     fn bucket(&self, key: ExchangeKey) -> usize {
-        self.secret.hash(key) as usize & (self.heads.len() - 1)
+        key.0 as usize & (self.heads.len() - 1)
     }
 
     fn index(&self, sequence: u64) -> usize {
@@ -229,15 +239,15 @@ impl ByteRing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peer::PeerKey;
     use std::net::SocketAddr;
 
     fn key(port: u16, id: u16) -> ExchangeKey {
-        PeerKey::new(SocketAddr::from(([10, 0, 0, 1], port))).exchange(id)
+        let peer = PeerKey::new(SocketAddr::from(([10, 0, 0, 1], port)));
+        ExchangeKey::new(&Secret::new([3; 32]), peer, &id.to_be_bytes())
     }
 
     fn table(exchanges_max: usize, bytes_max: usize) -> Exchanges {
-        Exchanges::new(Secret::new([3; 32]), exchanges_max, bytes_max, 247)
+        Exchanges::new(exchanges_max, bytes_max, 247)
     }
 
     #[test]

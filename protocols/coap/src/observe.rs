@@ -16,7 +16,7 @@ use crate::code::Code;
 use crate::endpoint::{Endpoint, Event, GoneReason};
 use crate::message::Kind;
 use crate::outgoing::Purpose;
-use crate::peer::{ExchangeKey, PeerKey, Secret};
+use crate::peer::{MessageKey, PeerKey, Secret};
 use crate::response::{self, Added, Response};
 use crate::slots::{Slot, Slots};
 
@@ -104,7 +104,7 @@ struct Observer {
     latest: Option<Notification>,
     queue: VecDeque<Notification>,
     /// Message ids of the last NON notifications, which a reset may name.
-    recent: VecDeque<ExchangeKey>,
+    recent: VecDeque<MessageKey>,
     /// A value was dropped for want of room: ask for it again.
     stale: bool,
     refresh_at: Instant,
@@ -115,7 +115,7 @@ pub(crate) struct Observers {
     rows: Slots<Observer>,
     by_token: HashMap<(PeerKey, Token), ObserverId, Secret>,
     of_peer: HashMap<PeerKey, usize, Secret>,
-    by_message: HashMap<ExchangeKey, ObserverId, Secret>,
+    by_message: HashMap<MessageKey, ObserverId, Secret>,
     refresh: BTreeSet<(Instant, ObserverId)>,
     /// Payload bytes that wait.
     bytes: usize,
@@ -184,7 +184,7 @@ impl Observers {
     }
 
     /// The observer that got the NON with this message id.
-    pub fn find_sent(&self, key: ExchangeKey) -> Option<ObserverId> {
+    pub fn find_sent(&self, key: MessageKey) -> Option<ObserverId> {
         self.by_message.get(&key).copied()
     }
 
@@ -212,7 +212,7 @@ impl Observers {
     }
 
     /// Notes the id of a NON, in place of the oldest.
-    fn note_sent(&mut self, id: ObserverId, key: ExchangeKey) {
+    fn note_sent(&mut self, id: ObserverId, key: MessageKey) {
         let Some(observer) = self.rows.get_mut(id.0) else { return };
         if observer.recent.len() >= Self::RECENT
             && let Some(oldest) = observer.recent.pop_front()
@@ -325,7 +325,7 @@ impl Endpoint {
         sequence: u32,
         kind: Kind,
         notification: &Notification,
-    ) -> ExchangeKey {
+    ) -> MessageKey {
         let peer = PeerKey::new(of.peer);
         let message_id = self.message_ids.next(&self.secret, peer);
         let payload = &notification.payload;
@@ -349,7 +349,7 @@ impl Endpoint {
         };
         let builder = Builder::datagram(self.batch.open(), kind, notification.code, message_id, of.token.as_slice());
         response::write(&response, added, piece, builder);
-        peer.exchange(message_id)
+        peer.message(message_id)
     }
 
     pub(crate) fn notification_confirmed(&mut self, now: Instant, id: ObserverId) {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::endpoint::ObserverId;
-use crate::peer::{ExchangeKey, PeerKey, Secret};
+use crate::peer::{MessageKey, PeerKey, Secret};
 use crate::slots::{Slot, Slots};
 
 /// Datagrams to send, one after the other in one buffer, so that a driver can hand all of them to the kernel in one call. Reused: sending
@@ -93,7 +93,7 @@ pub(crate) enum Purpose {
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub peer: SocketAddr,
-    pub key: ExchangeKey,
+    pub key: MessageKey,
     pub bytes: Vec<u8>,
     pub purpose: Purpose,
     retransmissions: u8,
@@ -105,7 +105,7 @@ pub(crate) struct Sent {
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     rows: Slots<Sent>,
-    by_key: HashMap<ExchangeKey, Slot, Secret>,
+    by_key: HashMap<MessageKey, Slot, Secret>,
     due: BTreeSet<(Instant, Slot)>,
     loads: HashMap<PeerKey, Load, Secret>,
     ack_timeout: Duration,
@@ -160,7 +160,7 @@ impl Outgoing {
         &mut self,
         now: Instant,
         peer: SocketAddr,
-        key: ExchangeKey,
+        key: MessageKey,
         purpose: Purpose,
         bytes: &[u8],
         random: u64,
@@ -202,7 +202,7 @@ impl Outgoing {
     }
 
     /// Ends the message with this id, acknowledged or reset.
-    pub fn end(&mut self, key: ExchangeKey) -> Option<Sent> {
+    pub fn end(&mut self, key: MessageKey) -> Option<Sent> {
         let slot = *self.by_key.get(&key)?;
         self.remove(slot)
     }
@@ -244,7 +244,7 @@ impl Outgoing {
     }
 
     /// Puts newer content in the place of what is retransmitted, under a new message id, keeping the count (RFC 7641 section 4.5.2).
-    pub fn replace(&mut self, slot: Slot, key: ExchangeKey, bytes: &[u8]) {
+    pub fn replace(&mut self, slot: Slot, key: MessageKey, bytes: &[u8]) {
         if let Some(sent) = self.rows.get_mut(slot) {
             self.by_key.remove(&sent.key);
             sent.key = key;

@@ -4,9 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-/// A peer and one message id, in 24 bytes: the identity of an exchange (RFC 7252 section 4.4).
+/// A peer and the id of a message of ours to it, in 24 bytes (RFC 7252 section 4.4).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub(crate) struct ExchangeKey {
+pub(crate) struct MessageKey {
     ip: [u64; 2],
     scope: u32,
     port: u16,
@@ -15,7 +15,7 @@ pub(crate) struct ExchangeKey {
 
 /// A peer: the same with message id 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) struct PeerKey(ExchangeKey);
+pub(crate) struct PeerKey(MessageKey);
 
 impl PeerKey {
     pub fn new(peer: SocketAddr) -> Self {
@@ -24,11 +24,11 @@ impl PeerKey {
             SocketAddr::V6(v6) => (*v6.ip(), v6.scope_id()),
         };
         let bits = u128::from(ip);
-        PeerKey(ExchangeKey { ip: [(bits >> 64) as u64, bits as u64], scope, port: peer.port(), message_id: 0 })
+        PeerKey(MessageKey { ip: [(bits >> 64) as u64, bits as u64], scope, port: peer.port(), message_id: 0 })
     }
 
-    pub fn exchange(self, message_id: u16) -> ExchangeKey {
-        ExchangeKey { message_id, ..self.0 }
+    pub fn message(self, message_id: u16) -> MessageKey {
+        MessageKey { message_id, ..self.0 }
     }
 }
 

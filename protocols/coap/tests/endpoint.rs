@@ -208,6 +208,25 @@ fn a_duplicate_gets_the_same_bytes_and_the_application_does_not_see_it() {
 }
 
 #[test]
+fn the_same_message_id_on_another_request_is_a_new_request_and_not_answered_from_memory() {
+    let mut bench = Bench::new(Config::default());
+    // Two devices behind one address translator, which gives the second one the first one's port; both count from 1 and use no token.
+    let first =
+        request(Kind::Confirmable, Code::GET, 1, b"", &[(number::URI_PATH, b"s"), (number::URI_QUERY, b"t=A")], b"");
+    let second =
+        request(Kind::Confirmable, Code::GET, 1, b"", &[(number::URI_PATH, b"s"), (number::URI_QUERY, b"t=B")], b"");
+    for (datagram, payload) in [(&first, b"a"), (&second, b"b")] {
+        let got = bench.raw(datagram).expect("a request of its own");
+        bench.respond(&got, &Response::new(Code::CONTENT).content(None, payload));
+        assert_eq!(bench.one().payload, payload);
+    }
+    for (datagram, payload) in [(&first, b"a"), (&second, b"b")] {
+        assert!(bench.raw(datagram).is_none(), "each retransmission is recognised");
+        assert_eq!(bench.one().payload, payload);
+    }
+}
+
+#[test]
 fn a_late_answer_is_acknowledged_first_and_then_sent_until_acknowledged() {
     let mut bench = Bench::new(Config::default());
     let datagram = request(Kind::Confirmable, Code::GET, 500, b"t", &[], b"");
