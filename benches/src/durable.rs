@@ -182,14 +182,20 @@ impl Arrivals {
         if !line.starts_with(b"{") {
             return;
         }
-        let payload = serde_json::from_slice::<Value>(line)
-            .ok()
-            .and_then(|event| base64::engine::general_purpose::STANDARD.decode(event["data_base64"].as_str()?).ok());
-        let Some((_, sender, number)) = payload.as_deref().and_then(stamp) else { return };
+        let Ok(event) = serde_json::from_slice::<Value>(line) else { return };
+        let Some((_, sender, number)) = payload(&event).as_deref().and_then(stamp) else { return };
         let Some(ledger) = self.ledgers.get_mut(sender) else { return };
         self.count += 1;
         if !ledger.arrived.set(number) {
             self.twice += 1;
         }
     }
+}
+
+/// Of an event in JSON. A stamp is binary, but some happen to be UTF-8, and those travel as text.
+fn payload(event: &Value) -> Option<Vec<u8>> {
+    if let Some(encoded) = event["data_base64"].as_str() {
+        return base64::engine::general_purpose::STANDARD.decode(encoded).ok();
+    }
+    Some(event["data"].as_str()?.as_bytes().to_vec())
 }

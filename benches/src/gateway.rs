@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use tempfile::TempDir;
 use tidegate_auth::jwt::{self, Audience, Claims, NumericDate};
 use tidegate_auth::{GatewayId, SecretKey, keyfile, text};
 
+use crate::folder::Folder;
 use crate::peers::Server;
 use crate::process::{Process, SERVER_CORE};
 use crate::{Failure, Result};
@@ -40,7 +40,7 @@ pub struct Devices {
 /// A gateway's folder, which outlives its process.
 pub struct Gateway {
     binary: PathBuf,
-    folder: TempDir,
+    folder: Folder,
 }
 
 /// A device's part in a load.
@@ -53,7 +53,7 @@ pub enum Role {
 impl Gateway {
     /// Writes configuration and policy, and registers the devices with `tidegate device import`.
     pub fn prepare(binary: &Path, setup: Setup<'_>) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = Folder::new()?;
         let write = |name: &str, text: String| fs::write(folder.path().join(name), text);
         write("tidegate.toml", configuration(setup))?;
         write("policy.toml", policy())?;

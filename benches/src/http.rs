@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::compare::{Contender, Options};
+use crate::folder::Folder;
 use crate::gateway::{Gateway, Setup};
 use crate::peers::{Origins, Peer};
 use crate::process::{LOAD_CORE, Process, can_pin, find_program};
@@ -115,7 +116,7 @@ fn wrk(
     tokens: &[String],
     connections: usize,
 ) -> Result<Sample> {
-    let folder = tempfile::tempdir()?;
+    let folder = Folder::new()?;
     let script = folder.path().join("load.lua");
     fs::write(&script, lua(path, tokens)?)?;
     let program = find_program("wrk").ok_or_else(|| Failure::new("wrk is missing: apt-get install wrk"))?;

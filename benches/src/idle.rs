@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::Result;
 use crate::compare::{Contender, Options};
+use crate::folder::Folder;
 use crate::mqtt;
 use crate::peers::Peer;
 use crate::report::{Fact, Ordering, Section};
@@ -55,7 +56,7 @@ fn footprint(contender: &Contender) -> Result<(u64, u64)> {
 }
 
 fn stripped_bytes(binary: &Path) -> Result<u64> {
-    let folder = tempfile::tempdir()?;
+    let folder = Folder::new()?;
     let copy = folder.path().join("stripped");
     fs::copy(binary, &copy)?;
     // Without binutils the figure is that of the build as it is.

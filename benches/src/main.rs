@@ -9,6 +9,7 @@
 mod coap;
 mod compare;
 mod durable;
+mod folder;
 mod gateway;
 mod histogram;
 mod http;
@@ -133,7 +134,7 @@ fn run(arguments: Vec<String>) -> Result<bool> {
 fn build() -> Result<PathBuf> {
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "-p", "tidegate", "-p", "tidegate-bench"]);
+        command.args(["build", "--quiet", "-p", "tidegate"]);
         if !cfg!(debug_assertions) {
             command.arg("--release");
         }
@@ -155,7 +156,7 @@ fn machine() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map_or("unknown CPU", |(_, name)| name.trim());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = process::cores();
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let pinned = if process::can_pin() {
         "server and load on cores of their own"

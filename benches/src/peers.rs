@@ -4,8 +4,8 @@ use std::fs;
 use std::net::SocketAddr;
 
 use serde_json::json;
-use tempfile::TempDir;
 
+use crate::folder::Folder;
 use crate::process::{LOAD_CORE, Process, SERVER_CORE, find_program, free_address};
 use crate::{Failure, Result};
 
@@ -24,11 +24,11 @@ pub struct Server {
     pub process: Process,
     pub address: SocketAddr,
     // Dropped after the process.
-    _folder: TempDir,
+    _folder: Folder,
 }
 
 impl Server {
-    pub fn new(process: Process, address: SocketAddr, folder: TempDir) -> Self {
+    pub fn new(process: Process, address: SocketAddr, folder: Folder) -> Self {
         Server { process, address, _folder: folder }
     }
 }
@@ -75,13 +75,13 @@ impl Peer {
             Some(program) => {
                 find_program(program).ok_or_else(|| Failure::new(format!("{program} is missing: {}", self.install())))
             }
-            None => own_path(),
+            None => Ok(own_path()),
         }
     }
 
     /// Starts it. `origins` are for the proxies.
     pub fn start(self, origins: &[SocketAddr]) -> Result<Server> {
-        let folder = tempfile::tempdir()?;
+        let folder = Folder::new()?;
         let address = free_address()?;
         let file = |name: &str| folder.path().join(name).display().to_string();
         let config = file("config");
@@ -115,8 +115,9 @@ fn words(words: &[&str]) -> Vec<String> {
 pub const RUMQTTD: &str = "serve-rumqttd";
 pub const ORIGINS: &str = "serve-origins";
 
-pub fn own_path() -> Result<String> {
-    Ok(std::env::current_exe()?.display().to_string())
+/// This program, also after cargo has replaced its file.
+pub fn own_path() -> String {
+    format!("/proc/{}/exe", std::process::id())
 }
 
 fn nginx(address: SocketAddr, origins: &[SocketAddr], folder: &std::path::Path) -> String {
@@ -185,18 +186,18 @@ pub fn serve_rumqttd(path: &str) -> Result<()> {
 pub struct Origins {
     pub addresses: Vec<SocketAddr>,
     _process: Process,
-    _folder: TempDir,
+    _folder: Folder,
 }
 
 impl Origins {
     pub fn start() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = Folder::new()?;
         let addresses = vec![free_address()?, free_address()?];
         let texts: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
         let mut arguments = vec![ORIGINS];
         arguments.extend(texts.iter().map(String::as_str));
         let log = folder.path().join("log");
-        let mut process = Process::start(&own_path()?, &arguments, LOAD_CORE, &log)?;
+        let mut process = Process::start(&own_path(), &arguments, LOAD_CORE, &log)?;
         for address in &addresses {
             process.wait_for_tcp(*address, &log)?;
         }

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -173,8 +174,13 @@ fn stat_ticks(pid: i32) -> Option<u64> {
 
 /// Whether servers and load can be kept on cores of their own.
 pub fn can_pin() -> bool {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    cores > LOAD_CORE && is_installed("taskset")
+    cores() > LOAD_CORE && is_installed("taskset")
+}
+
+/// Cores that this program was started with, before it pinned itself.
+pub fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Moves this thread, and the threads it makes from now on, to `core`.
