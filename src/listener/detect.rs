@@ -136,7 +136,7 @@ where
         }
         (TransportKind::Tls, _) => return Err(Refusal::PlainOnTls),
         (_, Verdict::Tls) => return Err(Refusal::TlsOnPlain),
-        (_, plain) => (plain, Transport::Plain(io)),
+        (_, plain) => (plain, Transport::Left(io)),
     };
     let spoken = match verdict {
         Verdict::Http1 => Spoken::Http1,
@@ -231,6 +231,6 @@ where
             tracing::debug!(%error, "tls handshake failed");
             Err(Refusal::TlsHandshake)
         }
-        Ok(Ok((stream, info))) => Ok((Transport::Tls(Box::new(stream)), info)),
+        Ok(Ok((stream, info))) => Ok((Transport::Right(Box::new(stream)), info)),
     }
 }

@@ -357,4 +357,6 @@ pub fn bind(configs: &[Config], workers: usize) -> Result<Bound, Error> {
 }
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod tests;

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::either::Either;
 
 use crate::tls;
 
@@ -43,89 +44,51 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Prefixed<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
+/// Writes to a wrapper go to its field `io` unchanged.
+macro_rules! write_through {
+    ($wrapper:ident) => {
+        // A block, so that the names it needs are in scope wherever it is used.
+        const _: () = {
+            use std::io::{IoSlice, Result};
+            use std::pin::Pin;
+            use std::task::{Context, Poll};
+            use tokio::io::AsyncWrite;
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
+            impl<IO: AsyncWrite + Unpin> AsyncWrite for $wrapper<IO> {
+                fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+                    Pin::new(&mut self.io).poll_write(cx, bytes)
+                }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
+                fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+                    Pin::new(&mut self.io).poll_flush(cx)
+                }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
-    }
+                fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+                    Pin::new(&mut self.io).poll_shutdown(cx)
+                }
 
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
+                fn poll_write_vectored(
+                    mut self: Pin<&mut Self>,
+                    cx: &mut Context<'_>,
+                    slices: &[IoSlice<'_>],
+                ) -> Poll<Result<usize>> {
+                    Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+                }
+
+                fn is_write_vectored(&self) -> bool {
+                    self.io.is_write_vectored()
+                }
+            }
+        };
+    };
 }
+pub(super) use write_through;
 
-/// A connection with or without TLS, as one type, so that every adapter is compiled once.
-#[derive(Debug)]
-pub enum Transport<IO> {
-    Plain(IO),
-    /// Boxed: the state of a TLS session is a kilobyte that plain connections need not carry.
-    Tls(Box<tls::ServerStream<Prefixed<IO>>>),
-}
+write_through!(Prefixed);
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Transport::Plain(io) => Pin::new(io).poll_read(cx, buffer),
-            Transport::Tls(io) => Pin::new(io).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Transport<IO> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Transport::Plain(io) => Pin::new(io).poll_write(cx, bytes),
-            Transport::Tls(io) => Pin::new(io).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Transport::Plain(io) => Pin::new(io).poll_flush(cx),
-            Transport::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Transport::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Transport::Tls(io) => Pin::new(io).poll_shutdown(cx),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Transport::Plain(io) => Pin::new(io).poll_write_vectored(cx, slices),
-            Transport::Tls(io) => Pin::new(io).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Transport::Plain(io) => io.is_write_vectored(),
-            Transport::Tls(io) => io.is_write_vectored(),
-        }
-    }
-}
+/// A connection with or without TLS, as one type, so that every adapter is compiled once. The right side is boxed: the
+/// state of a TLS session is a kilobyte that plain connections need not carry.
+pub type Transport<IO> = Either<IO, Box<tls::ServerStream<Prefixed<IO>>>>;
 
 /// Reads what is there into `buffer`, without letting it grow beyond `bytes_max`; 0 is the end of the stream or a full buffer.
 ///

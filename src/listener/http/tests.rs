@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tidegate_auth::exchange::{ChallengeAnswer, SessionAnswer};
-use tidegate_auth::jwt::{Audience, Claims, NumericDate, sign};
-use tidegate_auth::{CbType, Proto, SecretKey, Transcript, text};
+use tidegate_auth::{CbType, Proto, Transcript, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 mod relay;
@@ -15,14 +14,10 @@ mod routes;
 mod smuggling;
 
 use super::*;
-use crate::gateway::{
-    Client, Config, ForwardTopics, Mailbox, Now, Open, RouteConfig, Routes, Rules, SendRetained, SubscribeOptions,
-};
-use crate::identity::{self, Identity, NewDevice, NewKey, Registry};
-use crate::listener::{Config as ListenerConfig, Listener};
-use crate::message::{DeviceId, Protocol, Qos, Topic};
-use crate::policy::{Policy, RuleConfig, RuleSource};
-use crate::spool::{self, SinkConfig, Spool};
+use crate::gateway::{Client, Mailbox, Open, RouteConfig, Routes, SendRetained, SubscribeOptions};
+use crate::identity::Registry;
+use crate::listener::fixture::{Plan, conn, emit, jwt, key, random};
+use crate::message::{DeviceId, Protocol, Qos};
 
 const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
@@ -38,12 +33,6 @@ struct Fixture {
     exchange: Option<Arc<dyn Exchange>>,
     shutdown: CancellationToken,
     folder: tempfile::TempDir,
-}
-
-fn key(id: &str) -> SecretKey {
-    let mut seed = [7; 32];
-    seed[..id.len()].copy_from_slice(id.as_bytes());
-    SecretKey::from_seed(&seed)
 }
 
 impl Fixture {
@@ -63,48 +52,11 @@ impl Fixture {
         exchange: Option<Arc<dyn Exchange>>,
     ) -> Self {
         let routes: Vec<RouteConfig> = serde_json::from_value(routes).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let identity = Arc::new(Identity::open(folder.path(), &identity::Config::default()).unwrap());
-        let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator")];
-        let devices = roles.map(|(id, role)| NewDevice {
-            id: DeviceId::parse(id).unwrap(),
-            role: role.into(),
-            attributes: vec![],
-            keys: vec![NewKey { public: key(id).public(), not_before: None, not_after: None }],
-        });
-        Registry::open(folder.path()).unwrap().add(&devices, 0, |_| {}).unwrap();
-        identity.refresh().unwrap();
-        let sink = |name: &&str| SinkConfig {
-            name: (*name).into(),
-            delivery: spool::Delivery::Disk,
-            queue: spool::QueueConfig::default(),
-        };
-        let spool = Spool::open(folder.path(), spool::Config::default(), sinks.iter().map(sink).collect()).unwrap();
-        let forward = |name: &&str| ForwardTopics { patterns: vec![(*name).into()], sink: spool.sink(name).unwrap() };
-        let forwards = sinks.iter().map(forward).collect();
-        let mut limits = Limits::default();
-        adjust(&mut limits);
-        let parsed: Vec<RuleConfig> = serde_json::from_str(RULES).unwrap();
-        let sources = parsed.into_iter().zip(1..).map(|(rule, line)| RuleSource { rule, file: "p".into(), line });
-        let rules = Rules {
-            policy: Policy::compile(sources.collect()).unwrap(),
-            address_filter: Default::default(),
-            limits,
-            routes: Routes::new(&routes),
-            anonymous_role: "".into(),
-        };
-        let gateway = Arc::new(Gateway::new(Config::default(), identity, spool, forwards, rules, Instant::now()));
+        let mut plan = Plan { rules: RULES, sinks, routes: Routes::new(&routes), ..Plan::default() };
+        adjust(&mut plan.limits);
+        let (gateway, folder) = plan.start();
         let shared = Arc::new(Shared::new(&gateway, None));
         Fixture { gateway, shared, exchange, shutdown: CancellationToken::new(), folder }
-    }
-
-    fn conn(&self) -> ConnectionInfo {
-        ConnectionInfo {
-            peer: SocketAddr::from(([192, 0, 2, 1], 4000)),
-            local: SocketAddr::from(([192, 0, 2, 2], 1883)),
-            listener: Arc::new(Listener::new(ListenerConfig { name: "test".into(), ..Default::default() }).unwrap()),
-            tls: None,
-        }
     }
 
     fn context(&self) -> Context {
@@ -114,24 +66,13 @@ impl Fixture {
     /// A new HTTP/1.1 connection.
     fn connect(&self) -> Peer {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let serving = serve_http1(far, BytesMut::new(), self.conn(), self.context(), self.shutdown.clone());
+        let serving = serve_http1(far, BytesMut::new(), conn(None), self.context(), self.shutdown.clone());
         let served = tokio::spawn(async move { serving.await.is_some() });
         Peer { io: near, read: Vec::new(), served }
     }
 
     async fn token(&self, id: &str) -> String {
-        let now = Now::read().unix_secs;
-        let claims = Claims {
-            iss: id.into(),
-            sub: id.into(),
-            aud: Audience::One(self.gateway.identity.gateway().id.audience()),
-            iat: NumericDate(now),
-            exp: NumericDate(now + 600),
-            nbf: None,
-            jti: text::hex(&rand()),
-            nonce: None,
-        };
-        let form = oauth_form(&sign(&claims, &key(id)));
+        let form = oauth_form(&jwt(&self.gateway, id, 600));
         let answer = self.connect().ask("POST", "/oauth2/token", "", form.as_bytes()).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let answer: SessionAnswer = serde_json::from_slice(&answer.body).unwrap();
@@ -156,14 +97,8 @@ impl Fixture {
     }
 
     fn emit(&self, topic: &str, payload: &'static str, retain: bool) {
-        self.gateway.emit(Topic::parse(topic).unwrap(), payload.into(), retain, Instant::now()).unwrap();
+        emit(&self.gateway, topic, payload, retain);
     }
-}
-
-fn rand() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).unwrap();
-    bytes
 }
 
 fn oauth_form(jwt: &str) -> String {
@@ -269,7 +204,7 @@ async fn a_stranger_learns_nothing_but_no() {
 async fn a_device_proves_itself_by_challenge_and_publishes() {
     let fixture = Fixture::new();
     let mut peer = fixture.connect();
-    let nonce = rand();
+    let nonce = random();
     let ask = json!({ "device_id": "a", "client_nonce": text::hex(&nonce) }).to_string();
     let challenge = peer.ask("POST", "/auth/challenge", "", ask.as_bytes()).await;
     assert_eq!((challenge.status, challenge.headers["cache-control"].as_str()), (200, "no-store"));
@@ -620,7 +555,7 @@ async fn http2_requests_run_side_by_side_in_one_session() {
     let fixture = Fixture::new();
     let token = fixture.token("a").await;
     let (near, far) = tokio::io::duplex(1 << 16);
-    let serving = serve_http2(far, BytesMut::new(), fixture.conn(), fixture.context(), fixture.shutdown.clone());
+    let serving = serve_http2(far, BytesMut::new(), conn(None), fixture.context(), fixture.shutdown.clone());
     let served = tokio::spawn(serving);
     let executor = hyper_util::rt::TokioExecutor::new();
     let (sender, connection) =
@@ -657,7 +592,7 @@ async fn a_websocket_for_mqtt_is_handed_on_with_what_came_early() {
     let fixture = Fixture::new();
     let (mut near, far) = tokio::io::duplex(4096);
     let serving =
-        tokio::spawn(serve_http1(far, BytesMut::new(), fixture.conn(), fixture.context(), fixture.shutdown.clone()));
+        tokio::spawn(serve_http1(far, BytesMut::new(), conn(None), fixture.context(), fixture.shutdown.clone()));
     // The key and its answer are the example of RFC 6455 section 1.3.
     let head = "GET /mqtt HTTP/1.1\r\nhost: g\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n\
                 sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: mqtt\r\n\r\nearly";

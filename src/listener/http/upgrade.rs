@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::Body;
 use super::stream::Held;
 use super::strict::Strict;
+use crate::listener::stream::write_through;
 use crate::listener::{Deadlined, Prefixed};
 
 /// What an HTTP/1 connection reads and writes.
@@ -191,19 +192,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
+write_through!(Watched);
 
 /// Each way.
 const TUNNEL_BUFFER_BYTES: usize = 8192;

@@ -11,12 +11,11 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
 use super::serve_datagrams;
-use crate::gateway::{Config, ForwardTopics, Gateway, Limits, Routes, Rules};
-use crate::identity::{self, Identity, NewDevice, NewKey, Registry};
+use crate::gateway::{Gateway, Limits};
+use crate::identity::Registry;
+use crate::listener::fixture::{Plan, emit, key, random};
 use crate::listener::{Config as ListenerConfig, Listener, TransportKind};
-use crate::message::{DeviceId, Topic};
-use crate::policy::{Policy, RuleConfig, RuleSource};
-use crate::spool::{self, SinkConfig, Spool};
+use crate::message::DeviceId;
 
 mod observe;
 mod requests;
@@ -37,12 +36,6 @@ struct Fixture {
     folder: tempfile::TempDir,
 }
 
-fn key(id: &str) -> SecretKey {
-    let mut seed = [7; 32];
-    seed[..id.len()].copy_from_slice(id.as_bytes());
-    SecretKey::from_seed(&seed)
-}
-
 impl Fixture {
     fn new() -> Self {
         Fixture::with(|_| {}, &[])
@@ -50,37 +43,9 @@ impl Fixture {
 
     /// `sinks` are topic patterns of class `disk`.
     fn with(adjust: impl FnOnce(&mut Limits), sinks: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let identity = Arc::new(Identity::open(folder.path(), &identity::Config::default()).unwrap());
-        let roles = [("a", "sensor"), ("b", "sensor"), ("op", "operator")];
-        let devices = roles.map(|(id, role)| NewDevice {
-            id: DeviceId::parse(id).unwrap(),
-            role: role.into(),
-            attributes: vec![],
-            keys: vec![NewKey { public: key(id).public(), not_before: None, not_after: None }],
-        });
-        Registry::open(folder.path()).unwrap().add(&devices, 0, |_| {}).unwrap();
-        identity.refresh().unwrap();
-        let sink = |name: &&str| SinkConfig {
-            name: (*name).into(),
-            delivery: spool::Delivery::Disk,
-            queue: spool::QueueConfig::default(),
-        };
-        let spool = Spool::open(folder.path(), spool::Config::default(), sinks.iter().map(sink).collect()).unwrap();
-        let forward = |name: &&str| ForwardTopics { patterns: vec![(*name).into()], sink: spool.sink(name).unwrap() };
-        let forwards = sinks.iter().map(forward).collect();
-        let mut limits = Limits::default();
-        adjust(&mut limits);
-        let parsed: Vec<RuleConfig> = serde_json::from_str(RULES).unwrap();
-        let sources = parsed.into_iter().zip(1..).map(|(rule, line)| RuleSource { rule, file: "p".into(), line });
-        let rules = Rules {
-            policy: Policy::compile(sources.collect()).unwrap(),
-            address_filter: Default::default(),
-            limits,
-            routes: Routes::default(),
-            anonymous_role: "".into(),
-        };
-        let gateway = Arc::new(Gateway::new(Config::default(), identity, spool, forwards, rules, Instant::now()));
+        let mut plan = Plan { rules: RULES, sinks, ..Plan::default() };
+        adjust(&mut plan.limits);
+        let (gateway, folder) = plan.start();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
@@ -116,7 +81,7 @@ impl Fixture {
     }
 
     async fn session_request(&self, peer: &mut Peer, id: &str, key: &SecretKey) -> SessionRequest {
-        let client_nonce = rand();
+        let client_nonce = random();
         let ask = ChallengeRequest { device_id: id.into(), client_nonce };
         let answer = peer.ask(post("auth/c").payload(&ask.to_cbor())).await;
         assert_eq!(code(&answer), "2.05");
@@ -143,7 +108,7 @@ impl Fixture {
     }
 
     fn emit(&self, topic: &str, payload: &'static str) {
-        self.gateway.emit(Topic::parse(topic).unwrap(), payload.into(), true, Instant::now()).unwrap();
+        emit(&self.gateway, topic, payload, true);
     }
 
     /// Shuts down and waits until all is answered.
@@ -151,12 +116,6 @@ impl Fixture {
         self.shutdown.cancel();
         self.served.await.unwrap();
     }
-}
-
-fn rand() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).unwrap();
-    bytes
 }
 
 /// A request under construction.
