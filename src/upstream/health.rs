@@ -36,12 +36,17 @@ impl Health {
         self.version.load(Ordering::Acquire)
     }
 
+    /// Of each endpoint, whether it is healthy.
+    pub fn all(&self) -> impl Iterator<Item = bool> {
+        self.healthy.iter().map(|healthy| healthy.load(Ordering::Acquire))
+    }
+
     pub fn is_healthy(&self, index: usize) -> bool {
-        self.healthy.get(index).is_some_and(|healthy| healthy.load(Ordering::Acquire))
+        self.all().nth(index).is_some_and(|healthy| healthy)
     }
 
     pub fn healthy_count(&self) -> usize {
-        self.healthy.iter().filter(|healthy| healthy.load(Ordering::Acquire)).count()
+        self.all().filter(|healthy| *healthy).count()
     }
 
     fn set(&self, index: usize, healthy: bool) {

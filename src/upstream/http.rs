@@ -7,18 +7,16 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use metrics::{Counter, Histogram, counter, histogram};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::Config;
 use super::batch::Post;
+use super::chooser::{Chooser, Meters};
 use super::connect::{Dial, Fault, Sender};
 use super::health::Health;
-use super::random::Random;
-use crate::balance::{Balancer, EndpointIndex, Outcome, RetryBudget, hash};
+use crate::balance::{Balancer, EndpointIndex, Outcome, hash};
 use crate::tasks::Tasks;
-use crate::telemetry::{UPSTREAM_REQUEST_SECONDS, UPSTREAM_REQUESTS_TOTAL};
 
 /// What became of a delivery.
 #[derive(Debug)]
@@ -38,30 +36,14 @@ pub struct Client {
     config: Arc<Config>,
     dials: Vec<Dial>,
     headers: HeaderMap,
-    health: Arc<Health>,
-    state: Mutex<State>,
+    chooser: Chooser,
     idle: Vec<Mutex<Vec<Idle>>>,
     meters: Meters,
-}
-
-struct State {
-    balancer: Balancer,
-    budget: RetryBudget,
-    random: Random,
-    /// The version of [`Health`] that the balancer knows.
-    health: u64,
 }
 
 struct Idle {
     sender: Sender<Full<Bytes>>,
     since: Instant,
-}
-
-struct Meters {
-    ok: Counter,
-    refused: Counter,
-    error: Counter,
-    seconds: Histogram,
 }
 
 /// An answer whose body is whole.
@@ -71,31 +53,20 @@ struct Answer {
 }
 
 impl Client {
-    pub fn new(config: Arc<Config>, dials: Vec<Dial>, health: Arc<Health>, balancer: Balancer, now: Instant) -> Self {
-        let outcome = |outcome: &'static str| counter!(UPSTREAM_REQUESTS_TOTAL, "upstream" => config.name.clone(), "outcome" => outcome);
-        let meters = Meters {
-            ok: outcome("ok"),
-            refused: outcome("refused"),
-            error: outcome("error"),
-            seconds: histogram!(UPSTREAM_REQUEST_SECONDS, "upstream" => config.name.clone()),
-        };
-        let state = State { balancer, budget: RetryBudget::new(&config.retry, now), random: Random::new(), health: 0 };
+    pub fn new(config: Arc<Config>, dials: Vec<Dial>, health: Arc<Health>) -> Self {
         Client {
             headers: extra_headers(&config),
             idle: dials.iter().map(|_| Mutex::default()).collect(),
+            chooser: Chooser::new(&config, health, Instant::now()),
+            meters: Meters::new(&config.name),
             config,
             dials,
-            health,
-            state: Mutex::new(state),
-            meters,
         }
     }
 
     /// Reads what is known about the endpoints.
     pub fn with_balancer<T>(&self, read: impl FnOnce(&Balancer) -> T) -> T {
-        let mut state = self.state.lock();
-        self.learn_health(&mut state, Instant::now());
-        read(&state.balancer)
+        self.chooser.with_balancer(read)
     }
 
     /// Sends `post` to one endpoint after the other, as the retry settings allow, until one takes or refuses it.
@@ -106,10 +77,10 @@ impl Client {
         let key = hash::text(&post.path);
         let mut tried: Vec<EndpointIndex> = Vec::new();
         let mut last = None;
-        self.state.lock().budget.request();
         for attempt in 0..self.config.retry.attempts_max {
             let now = Instant::now();
-            let Some((picked, dial)) = self.pick(key, &tried, attempt > 0, now) else { break };
+            let Some(picked) = self.chooser.pick(key, &tried, attempt > 0, now) else { break };
+            let Some(dial) = self.dials.get(picked.0) else { break };
             let mut report = Report { client: self, picked, began: now, outcome: Outcome::Cancelled };
             let answered = self.attempt(picked, dial, post, tasks).await;
             self.meters.seconds.record(now.elapsed().as_secs_f64());
@@ -138,32 +109,9 @@ impl Client {
         }
         last.unwrap_or_else(|| {
             let now = Instant::now();
-            let returns = self.state.lock().balancer.returns_at(now);
+            let returns = self.chooser.with_balancer(|balancer| balancer.returns_at(now));
             Verdict::Unavailable { returns_in: returns.map(|at| at.saturating_duration_since(now)) }
         })
-    }
-
-    /// An endpoint to send to; a retry has to be in the budget.
-    fn pick(&self, key: u64, tried: &[EndpointIndex], is_retry: bool, now: Instant) -> Option<(EndpointIndex, &Dial)> {
-        let mut state = self.state.lock();
-        self.learn_health(&mut state, now);
-        let random = state.random.next();
-        let picked = state.balancer.pick(Some(key), now, random, tried)?;
-        if is_retry && !state.budget.take_retry(now) {
-            state.balancer.report(picked, Outcome::Cancelled, Duration::ZERO, now);
-            return None;
-        }
-        Some((picked, self.dials.get(picked.0)?))
-    }
-
-    fn learn_health(&self, state: &mut State, now: Instant) {
-        let version = self.health.version();
-        if state.health != version {
-            state.health = version;
-            for index in 0..self.dials.len() {
-                state.balancer.set_health(EndpointIndex(index), self.health.is_healthy(index), now);
-            }
-        }
     }
 
     async fn attempt(&self, to: EndpointIndex, dial: &Dial, post: &Post, tasks: &Tasks) -> Result<Answer, Fault> {
@@ -244,8 +192,7 @@ struct Report<'a> {
 impl Drop for Report<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        let mut state = self.client.state.lock();
-        state.balancer.report(self.picked, self.outcome, now.saturating_duration_since(self.began), now);
+        self.client.chooser.report(self.picked, self.outcome, now.saturating_duration_since(self.began), now);
     }
 }
 

@@ -4,6 +4,7 @@
 //! each forward rule to an HTTP upstream, and a bridge ([`mqtt`]) for each one to a broker.
 
 mod batch;
+mod chooser;
 mod config;
 mod connect;
 pub mod endpoint;
@@ -175,9 +176,7 @@ impl Upstream {
                     timeout: connect,
                 };
                 let dials: Vec<Dial> = endpoints.into_iter().map(dial).collect();
-                let now = Instant::now();
-                let balancer = Balancer::new(settings(config), &config.endpoints, now);
-                let client = Client::new(shared.clone(), dials.clone(), health.clone(), balancer, now);
+                let client = Client::new(shared.clone(), dials.clone(), health.clone());
                 let upgrade_tls = encrypted.then(|| client_tls(config, vec![Alpn::Http1])).transpose()?;
                 let side = Side::Http { client: Arc::new(client), replays: Arc::default(), upgrade_tls };
                 Upstream { config: shared, health, dials, side, lanes: Mutex::default() }

@@ -21,18 +21,15 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
-use metrics::{Counter, Histogram, counter, histogram};
 use parking_lot::Mutex;
 
+use super::chooser::{Chooser, Meters};
 use super::connect::{Dial, Open, http1_builder, http2_builder};
-use super::health::Health;
 use super::link::{BoxError, Link, ProxyBody, SendFault, Upload, with_read};
 use super::pool::{Lease, Pool, Queue, Room, Seat};
-use super::random::Random;
-use super::{Config, Upstream, connect, settings};
-use crate::balance::{Balancer, EndpointIndex, Outcome, RetryBudget};
+use super::{Config, Upstream, connect};
+use crate::balance::{Balancer, EndpointIndex, Outcome, State};
 use crate::tasks::Tasks;
-use crate::telemetry::{UPSTREAM_REQUEST_SECONDS, UPSTREAM_REQUESTS_TOTAL};
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,26 +65,13 @@ pub(super) struct Lane {
     upgrade_dials: Vec<Dial>,
     names: Vec<Arc<str>>,
     headers: HeaderMap,
-    health: Arc<Health>,
-    state: Mutex<State>,
+    chooser: Chooser,
+    /// When an upstream in trouble was last mentioned.
+    warned: Mutex<Option<Instant>>,
     pool: Pool,
     /// Requests that wait for an endpoint below its `in_flight_max`.
     queue: Queue,
     meters: Meters,
-}
-
-struct State {
-    balancer: Balancer,
-    budget: RetryBudget,
-    random: Random,
-    health: u64,
-    warned: Option<Instant>,
-}
-
-struct Meters {
-    ok: Counter,
-    error: Counter,
-    seconds: Histogram,
 }
 
 /// A connection that a request goes over.
@@ -158,32 +142,18 @@ impl Lane {
     fn new(upstream: &Arc<Upstream>) -> Option<Arc<Self>> {
         let upgrade_dials = upstream.upgrade_dials()?;
         let config = upstream.config.clone();
-        let now = Instant::now();
-        let outcome = |outcome: &'static str| counter!(UPSTREAM_REQUESTS_TOTAL, "upstream" => config.name.clone(), "outcome" => outcome);
-        let meters = Meters {
-            ok: outcome("ok"),
-            error: outcome("error"),
-            seconds: histogram!(UPSTREAM_REQUEST_SECONDS, "upstream" => config.name.clone()),
-        };
-        let state = State {
-            balancer: Balancer::new(settings(&config), &config.endpoints, now),
-            budget: RetryBudget::new(&config.retry, now),
-            random: Random::new(),
-            health: 0,
-            warned: None,
-        };
         let idle = Duration::from_millis(config.idle_timeout_ms.into());
         let lane = Arc::new(Lane {
             dials: upstream.dials.clone(),
             upgrade_dials,
             names: upstream.dials.iter().map(|dial| dial.endpoint.url.as_str().into()).collect(),
             headers: super::http::own_headers(&config),
-            health: upstream.health.clone(),
+            chooser: Chooser::new(&config, upstream.health.clone(), Instant::now()),
+            warned: Mutex::default(),
             pool: Pool::new(upstream.dials.len(), config.connections_max, config.waiting_max, idle),
-            state: Mutex::new(state),
             queue: Queue::new(config.waiting_max),
+            meters: Meters::new(&config.name),
             config,
-            meters,
         });
         upstream.note_lane(&lane);
         Some(lane)
@@ -191,9 +161,7 @@ impl Lane {
 
     /// Reads what this worker knows about the endpoints.
     pub(super) fn with_balancer<T>(&self, read: impl FnOnce(&Balancer) -> T) -> T {
-        let mut state = self.state.lock();
-        self.learn_health(&mut state, Instant::now());
-        read(&state.balancer)
+        self.chooser.with_balancer(read)
     }
 
     /// Connections of this worker.
@@ -215,7 +183,7 @@ impl Lane {
         let own_host = headers.contains_key(HOST);
         let mut began = Instant::now();
         let mut tried: Vec<EndpointIndex> = Vec::new();
-        let mut to = match self.pick(key, &tried, false, began) {
+        let mut to = match self.chooser.pick(key, &tried, false, began) {
             Some(to) => to,
             None => self.wait_for_one(key, deadline).await.ok_or(Fault::Unavailable)?,
         };
@@ -254,7 +222,7 @@ impl Lane {
             {
                 report = None;
                 tried.push(to);
-                if let Some(next) = self.pick(key, &tried, true, now) {
+                if let Some(next) = self.chooser.pick(key, &tried, true, now) {
                     (request, to, began) = (*again, next, now);
                     continue;
                 }
@@ -272,51 +240,26 @@ impl Lane {
         }
     }
 
-    fn pick(&self, key: u64, tried: &[EndpointIndex], is_retry: bool, now: Instant) -> Option<EndpointIndex> {
-        let mut state = self.state.lock();
-        self.learn_health(&mut state, now);
-        let random = state.random.next();
-        if !is_retry {
-            state.budget.request();
-        }
-        let picked = state.balancer.pick(Some(key), now, random, tried)?;
-        if is_retry && !state.budget.take_retry(now) {
-            state.balancer.report(picked, Outcome::Cancelled, Duration::ZERO, now);
-            return None;
-        }
-        Some(picked)
-    }
-
     /// An endpoint, when one that is only busy has room again.
     async fn wait_for_one(&self, key: u64, deadline: Instant) -> Option<EndpointIndex> {
         let is_busy = || {
-            let (state, now) = (self.state.lock(), Instant::now());
-            state.balancer.statuses(now).any(|status| status.state == crate::balance::State::Busy)
+            self.chooser
+                .with_balancer(|balancer| balancer.statuses(Instant::now()).any(|status| status.state == State::Busy))
         };
         while is_busy() && self.queue.wait(deadline).await {
-            if let Some(to) = self.pick(key, &[], false, Instant::now()) {
+            if let Some(to) = self.chooser.pick(key, &[], false, Instant::now()) {
                 return Some(to);
             }
         }
         None
     }
 
-    fn learn_health(&self, state: &mut State, now: Instant) {
-        let version = self.health.version();
-        if state.health != version {
-            state.health = version;
-            for index in 0..self.dials.len() {
-                state.balancer.set_health(EndpointIndex(index), self.health.is_healthy(index), now);
-            }
-        }
-    }
-
     /// Says what is wrong, now and then: an outage under load would say it thousands of times a second.
     fn warn(&self, dial: &Dial, why: &str, now: Instant) {
-        let mut state = self.state.lock();
-        if state.warned.is_none_or(|warned| now.saturating_duration_since(warned) >= WARN_EVERY) {
-            state.warned = Some(now);
-            drop(state);
+        let mut last = self.warned.lock();
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= WARN_EVERY) {
+            *last = Some(now);
+            drop(last);
             tracing::warn!(
                 upstream = self.config.name,
                 endpoint = dial.endpoint.url,
@@ -765,7 +708,7 @@ impl Drop for Report {
             self.outcome = Outcome::Failure;
         }
         let took = self.took.unwrap_or_else(|| now.saturating_duration_since(self.began));
-        self.lane.state.lock().balancer.report(self.to, self.outcome, took, now);
+        self.lane.chooser.report(self.to, self.outcome, took, now);
         self.lane.queue.tell();
     }
 }
