@@ -1,13 +1,14 @@
 //! A bounded table of token buckets for keys that outsiders choose.
 //!
 //! Per check: one SipHash (keys come from strangers, so a weak hash would be an invitation), one short lock of one shard, one look-up.
-//! 48 bytes or so per key. At the bound a new key first takes the place of a bucket that is full again, which loses nothing; a hand
+//! The hash stands for the key: of 64 bits, so that two keys share a bucket but once in ages, and nobody can choose which. 40 bytes or so per key. At the bound a new key first takes the place of a bucket that is full again, which loses nothing; a hand
 //! goes round the shard and looks at [`LOOK_MAX`] entries per new key, so a flood of new keys costs each of them a constant. Only when
 //! all of those are in debt does the new key share the shard's one overflow bucket: strangers then slow down each other, and the
 //! keys already known keep what is theirs. No debt is ever forgotten to make room.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -23,22 +24,23 @@ const SHARDS_MAX: usize = 16;
 
 /// Token buckets by key, at most as many as it was made with.
 pub struct KeyedBuckets<K> {
-    shards: Box<[Mutex<Shard<K>>]>,
+    shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
     keys_per_shard_max: usize,
     overflowed: AtomicU64,
+    keys: PhantomData<fn(&K)>,
 }
 
-struct Shard<K> {
-    places: HashMap<K, usize>,
-    /// The keys and their theoretical arrival times, dense, so that the hand can go round.
-    entries: Vec<(K, u64)>,
+struct Shard {
+    places: HashMap<u64, usize, BuildHasherDefault<AsItIs>>,
+    /// The keys' hashes and their theoretical arrival times, dense, so that the hand can go round.
+    entries: Vec<(u64, u64)>,
     hand: usize,
     /// The arrival time of the bucket that keys without a place share.
     overflow: u64,
 }
 
-impl<K: Hash + Eq + Clone> KeyedBuckets<K> {
+impl<K: Hash> KeyedBuckets<K> {
     /// `keys_max` is rounded up to a multiple of the number of shards (1 to 16).
     pub fn new(keys_max: usize) -> Self {
         let shards = (keys_max / 64).clamp(1, SHARDS_MAX);
@@ -47,6 +49,7 @@ impl<K: Hash + Eq + Clone> KeyedBuckets<K> {
             hasher: RandomState::new(),
             keys_per_shard_max: keys_max.div_ceil(shards).max(1),
             overflowed: AtomicU64::new(0),
+            keys: PhantomData,
         }
     }
 
@@ -64,12 +67,12 @@ impl<K: Hash + Eq + Clone> KeyedBuckets<K> {
     /// The time to wait.
     pub fn take(&self, key: &K, now_nanos: u64, rate: Rate, cost: u32) -> Result<Left, Duration> {
         let hash = self.hasher.hash_one(key);
-        // The table inside uses another seed, so these bits say nothing about its slots.
+        // The table inside goes by the lowest and the highest bits.
         let index = (hash >> 32) as usize % self.shards.len();
         let Some(shard) = self.shards.get(index) else { return Ok(left(0, now_nanos, rate)) };
         let mut shard = shard.lock();
         let shard = &mut *shard;
-        let tat = match shard.place(key, now_nanos, self.keys_per_shard_max) {
+        let tat = match shard.place(hash, now_nanos, self.keys_per_shard_max) {
             Some(tat) => tat,
             None => {
                 self.overflowed.fetch_add(1, Ordering::Relaxed);
@@ -101,22 +104,40 @@ impl<K: Hash + Eq + Clone> KeyedBuckets<K> {
     }
 }
 
-impl<K: Hash + Eq + Clone> Shard<K> {
+/// A key that is a hash already.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0 << 8 | u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Shard {
     fn new() -> Self {
-        Shard { places: HashMap::new(), entries: Vec::new(), hand: 0, overflow: 0 }
+        Shard { places: HashMap::default(), entries: Vec::new(), hand: 0, overflow: 0 }
     }
 
     /// The arrival time kept for `key`, made if there is room; `None` when every place looked at is in debt.
-    fn place(&mut self, key: &K, now_nanos: u64, keys_max: usize) -> Option<&mut u64> {
-        let place = match self.places.get(key) {
+    fn place(&mut self, key: u64, now_nanos: u64, keys_max: usize) -> Option<&mut u64> {
+        let place = match self.places.get(&key) {
             Some(&place) => place,
             None => {
                 if self.entries.len() >= keys_max && self.sweep(now_nanos, LOOK_MAX) == 0 {
                     return None;
                 }
                 let place = self.entries.len();
-                self.entries.push((key.clone(), 0));
-                self.places.insert(key.clone(), place);
+                self.entries.push((key, 0));
+                self.places.insert(key, place);
                 place
             }
         };
@@ -134,7 +155,7 @@ impl<K: Hash + Eq + Clone> Shard<K> {
                     let (key, _) = self.entries.swap_remove(self.hand);
                     self.places.remove(&key);
                     if let Some((moved, _)) = self.entries.get(self.hand) {
-                        self.places.insert(moved.clone(), self.hand);
+                        self.places.insert(*moved, self.hand);
                     }
                     dropped += 1;
                 }

@@ -1,6 +1,7 @@
 //! Block-wise transfer (RFC 7959): the option value, and the bodies that are half here (Block1) or half sent (Block2).
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use std::time::{Duration, Instant};
 
 use crate::message::Contents;
@@ -49,13 +50,14 @@ impl Block {
 /// Two requests with the same key belong to one body: everything but the block options, Observe and options outside the cache key (RFC 7959
 /// section 2.5, RFC 9175 section 3.3: Request-Tag is part of it).
 pub(crate) fn body_key(secret: &Secret, contents: &Contents<'_>) -> u64 {
-    let mut key = secret.hash(contents.code);
+    let mut hasher = secret.build_hasher();
+    contents.code.hash(&mut hasher);
     for (n, value) in contents.options() {
         if !matches!(n, number::BLOCK1 | number::BLOCK2 | number::OBSERVE) && !option::is_no_cache_key(n) {
-            key = secret.hash((key, n, value));
+            (n, value).hash(&mut hasher);
         }
     }
-    key
+    hasher.finish()
 }
 
 /// Why a block was not taken.
