@@ -91,10 +91,12 @@ impl Topic {
 
     /// Checks and keeps a copy of `text`.
     pub fn parse(text: &str) -> Result<Self, InvalidTopic> {
-        if text.is_empty() || text.len() > Self::BYTES_MAX || text.bytes().any(|b| matches!(b, 0 | b'+' | b'#')) {
-            return Err(InvalidTopic);
-        }
-        Ok(Topic(text.into()))
+        if Self::is_valid(text) { Ok(Topic(text.into())) } else { Err(InvalidTopic) }
+    }
+
+    /// Whether [`Topic::parse`] would take it.
+    pub fn is_valid(text: &str) -> bool {
+        (1..=Self::BYTES_MAX).contains(&text.len()) && !text.bytes().any(|b| matches!(b, 0 | b'+' | b'#'))
     }
 
     pub fn as_str(&self) -> &str {

@@ -8,7 +8,7 @@ use portable_atomic::Ordering;
 use super::durable::Durable;
 use crate::hub::{Filter, Matches, Outbox};
 use crate::message::{Caller, Topic};
-use crate::policy::Decision;
+use crate::policy::{Decision, DecisionCache};
 use crate::session::Session;
 use crate::spool::SinkId;
 
@@ -18,6 +18,8 @@ pub struct Client {
     pub session: Arc<Session>,
     pub outbox: Arc<Outbox>,
     pub(super) routes: TopicRoutes,
+    /// What was decided about the values it reads.
+    pub(super) reads: DecisionCache,
     /// The registry's version at which the device was last found to be current.
     pub(super) registry_version: u64,
     /// The subscriptions it holds, to be removed with it.

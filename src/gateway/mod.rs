@@ -306,6 +306,7 @@ impl Gateway {
             session,
             outbox,
             routes: client::TopicRoutes::default(),
+            reads: crate::policy::DecisionCache::new(),
             registry_version,
             filters,
             durable,

@@ -10,8 +10,8 @@ use portable_atomic::{AtomicU8, Ordering};
 use super::address::{commanded, is_reserved};
 use super::client::TopicRoute;
 use super::{
-    Action, Address, Client, Completion, Gateway, Message, Origin, Protocol, Qos, Receipt, Reject, Snapshot, Topic,
-    meters, wall_ms,
+    Action, Address, Caller, Client, Completion, Gateway, Message, Origin, Protocol, Qos, Receipt, Reject, Snapshot,
+    Topic, meters, wall_ms,
 };
 use crate::hub::filter_matches;
 use crate::message::Properties;
@@ -195,15 +195,26 @@ impl Gateway {
         size: usize,
         now_ms: u64,
     ) -> Decision {
-        snapshot.rules.policy.decide(&Query {
-            device: client.caller.device.as_deref(),
-            role: &client.caller.role,
+        snapshot.rules.policy.decide(&self.query(&client.caller, action, resource, size, now_ms))
+    }
+
+    pub(super) fn query<'a>(
+        &self,
+        caller: &'a Caller,
+        action: Action,
+        resource: &'a str,
+        size: usize,
+        now_ms: u64,
+    ) -> Query<'a> {
+        Query {
+            device: caller.device.as_deref(),
+            role: &caller.role,
             action,
             resource,
             size: size as u64,
             minute_of_day: self.minute_of_day(now_ms),
-            protocol: client.caller.protocol,
-        })
+            protocol: caller.protocol,
+        }
     }
 
     /// The part of a decision that differs from message to message: size and the rule's rate.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::durable::canonical_filter;
 use super::publish::forbidden;
-use super::{Action, Address, Client, Gateway, Message, Reject, Topic, wall_ms};
+use super::{Action, Address, Client, Gateway, Message, Reject, Snapshot, Topic, wall_ms};
 use crate::hub::{Delivery, Filter, SubscribeOptions};
 use crate::message::Qos;
 
@@ -131,16 +131,32 @@ impl Gateway {
         let now_ms = wall_ms();
         client.seen(now_ms);
         self.charge(client, &snapshot, now)?;
-        let device = client.caller.device.clone();
-        let mut buffer = String::new();
-        let text = address.canonical(device.as_ref().map(|d| &d.id), &mut buffer)?;
-        let topic = Topic::parse(text).map_err(|_| Reject::Malformed { what: "not a topic" })?;
-        let decision = self.decide(client, &snapshot, Action::Read, text, 0, now_ms);
-        if !decision.is_allowed() {
-            return Err(forbidden(&snapshot, &decision));
+        let mut scratch = std::mem::take(&mut client.scratch);
+        let value = address
+            .canonical(client.caller.device.as_ref().map(|d| &d.id), &mut scratch)
+            .and_then(|topic| self.read_topic(client, &snapshot, topic, now_ms, now));
+        client.scratch = scratch;
+        value
+    }
+
+    fn read_topic(
+        &self,
+        client: &mut Client,
+        snapshot: &Snapshot,
+        topic: &str,
+        now_ms: u64,
+        now: Instant,
+    ) -> Result<Arc<Message>, Reject> {
+        if !Topic::is_valid(topic) {
+            return Err(Reject::Malformed { what: "not a topic" });
         }
-        self.check_decision(client, &snapshot, &decision, 0, now)?;
-        self.hub.last_value(&topic, now_ms).ok_or(Reject::NotFound)
+        let query = self.query(&client.caller, Action::Read, topic, 0, now_ms);
+        let decision = client.reads.decide(&snapshot.rules.policy, &query);
+        if !decision.is_allowed() {
+            return Err(forbidden(snapshot, &decision));
+        }
+        self.check_decision(client, snapshot, &decision, 0, now)?;
+        self.hub.last_value(topic, now_ms).ok_or(Reject::NotFound)
     }
 
     /// Whether policy lets the caller read `topic`, for listings; not counted, not charged.

@@ -163,8 +163,8 @@ impl Hub {
     }
 
     /// The last value of a topic, retained or not, whichever is later.
-    pub fn last_value(&self, topic: &Topic, now_ms: u64) -> Option<Arc<Message>> {
-        let retained = self.retained.lock().get(topic.as_str(), now_ms).cloned();
+    pub fn last_value(&self, topic: &str, now_ms: u64) -> Option<Arc<Message>> {
+        let retained = self.retained.lock().get(topic, now_ms).cloned();
         let recent = self.recent.get(topic).filter(|m| !is_expired(m, now_ms));
         match (retained, recent) {
             (Some(a), Some(b)) => Some(if a.id >= b.id { a } else { b }),

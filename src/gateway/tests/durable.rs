@@ -3,7 +3,7 @@
 use super::*;
 
 fn value(fixture: &Fixture, topic: &str) -> Option<String> {
-    let message = fixture.gateway.hub.last_value(&Topic::parse(topic).unwrap(), wall_ms())?;
+    let message = fixture.gateway.hub.last_value(topic, wall_ms())?;
     Some(String::from_utf8(message.payload.to_vec()).unwrap())
 }
 

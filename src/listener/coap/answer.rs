@@ -2,6 +2,7 @@
 //!
 //! A known device is told the rule or limit that decided, in a diagnostic payload (RFC 7252 section 5.5.2). A stranger is told no.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,8 @@ pub struct Answer {
 pub enum Payload {
     None,
     Bytes(Bytes),
+    /// The payload of a message, which is shared with it.
+    Value(Arc<Message>),
     Text(String),
     Static(&'static str),
 }
@@ -39,11 +42,11 @@ impl Answer {
     }
 
     /// The last value of a topic.
-    pub fn value(message: &Message) -> Self {
+    pub fn value(message: Arc<Message>) -> Self {
         Answer {
             etag: Some(etag(message.id)),
-            content_format: format_of(message),
-            payload: Payload::Bytes(message.payload.clone()),
+            content_format: format_of(&message),
+            payload: Payload::Value(message),
             ..Answer::new(Code::CONTENT)
         }
     }
@@ -80,6 +83,7 @@ impl Answer {
         let payload = match &self.payload {
             Payload::None => &[],
             Payload::Bytes(bytes) => &bytes[..],
+            Payload::Value(message) => &message.payload[..],
             Payload::Text(text) => text.as_bytes(),
             Payload::Static(text) => text.as_bytes(),
         };

@@ -178,7 +178,7 @@ impl Service {
             Ok(Call::Follow { space, wildcard }) => return self.follow(now, request, id, space, rest, wildcard),
             Ok(Call::Read { space }) => {
                 let read = self.gateway.read(&mut context.client, space.address(rest), now.at);
-                read.map(|message| value(&message, request))
+                read.map(|message| value(message, request))
             }
             Ok(Call::Core) => links::list(&self.gateway, &context.client, request.query())
                 .map(|links| Answer::content(Code::CONTENT, content::LINK_FORMAT, links)),
@@ -353,7 +353,7 @@ impl Service {
             Ok(subscribed) => subscribed,
             Err(Reject::Forbidden { .. } | Reject::Full { .. }) if !wildcard => {
                 let read = self.gateway.read(&mut context.client, space.address(rest), now.at);
-                let answer = read.map(|message| value(&message, request));
+                let answer = read.map(|message| value(message, request));
                 return Reply::Now(answer.unwrap_or_else(|reject| Answer::refusal(&reject, known)));
             }
             Err(reject) => return Reply::Now(Answer::refusal(&reject, known)),
@@ -363,7 +363,7 @@ impl Service {
             Ok(Answer::new(Code::CONTENT))
         } else {
             match self.gateway.read(&mut context.client, space.address(rest), now.at) {
-                Ok(message) => Ok(value(&message, request)),
+                Ok(message) => Ok(value(message, request)),
                 Err(Reject::NotFound | Reject::Forbidden { .. }) => Ok(Answer::new(Code::CONTENT)),
                 Err(reject) => Err(reject),
             }
@@ -540,7 +540,7 @@ fn refuse(reject: &Reject, known: bool) -> Answer {
 }
 
 /// A last value as `request` wants it: 2.03 where it has it already, 4.06 where it wants another format.
-fn value(message: &Message, request: &Request<'_>) -> Answer {
+fn value(message: Arc<Message>, request: &Request<'_>) -> Answer {
     let tag = etag(message.id);
     if request.contents.all(number::ETAG).any(|known| known == tag) {
         return Answer { etag: Some(tag), ..Answer::new(Code::VALID) };
