@@ -154,6 +154,8 @@ pub struct Meters {
     pub connections: Counter,
     pub connections_open: Gauge,
     pub dropped_outbox: Counter,
+    /// Stored messages that a persistent session's queue had no room for, or that the disk has lost.
+    pub dropped_session: Counter,
     pub datagrams: Counter,
     pub task_panics: Counter,
     pub policy_errors: Counter,
@@ -195,6 +197,7 @@ static METERS: LazyLock<Meters> = LazyLock::new(|| {
         connections: counter!(CONNECTIONS_TOTAL),
         connections_open: gauge!(CONNECTIONS_OPEN),
         dropped_outbox: counter!(MESSAGES_DROPPED_TOTAL, "reason" => "slow_subscriber"),
+        dropped_session: counter!(MESSAGES_DROPPED_TOTAL, "reason" => "session_queue"),
         datagrams: counter!(DATAGRAMS_TOTAL),
         task_panics: counter!(TASK_PANICS_TOTAL),
         policy_errors: counter!(POLICY_ERRORS_TOTAL),

@@ -110,6 +110,6 @@ fn answer(connection: &mut Connection<Small>, event: Event<Small>, mood: u8, out
             let reasons = vec![Reason::Success; unsubscribe.filters.len()];
             connection.unsuback(unsubscribe.packet_id, &reasons, Some("gone"), out);
         }
-        Event::Delivered { .. } => {}
+        Event::Delivered { .. } | Event::Completed { .. } | Event::Released { .. } => {}
     }
 }

@@ -72,6 +72,11 @@ impl<'a> Address<'a> {
         Some((part, name, rest))
     }
 
+    /// The short name that `text` is, as [`view`](Address::view) gives it.
+    pub(super) fn short_name(text: &str) -> Option<&'static str> {
+        SHORT_NAMES.into_iter().find(|name| *name == text)
+    }
+
     /// Writes the canonical topic into `buffer`, or gives the text itself when it already is one.
     ///
     /// # Errors
@@ -120,6 +125,9 @@ impl<'a> Address<'a> {
         View::Short { skip: u16::try_from(skip).unwrap_or(0), prefix: name }
     }
 }
+
+/// Every name that `split_mqtt` gives.
+const SHORT_NAMES: [&str; 7] = ["t", "telemetry", "e", "event", "s", "c", "c/res"];
 
 /// The device whose commands a canonical topic or filter is about: `dev/DEVICE/cmd/...`.
 pub fn commanded(topic: &str) -> Option<&str> {

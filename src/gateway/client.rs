@@ -6,6 +6,7 @@ use std::sync::Arc;
 use portable_atomic::Ordering;
 
 use super::durable::Durable;
+use super::will::Registered;
 use crate::hub::{Filter, Matches, Outbox};
 use crate::message::{Caller, Topic};
 use crate::policy::{Decision, DecisionCache};
@@ -26,6 +27,10 @@ pub struct Client {
     pub(super) filters: Vec<(Filter, u64)>,
     /// What it keeps on disk, if the session is to outlive its connection.
     pub(super) durable: Option<Durable>,
+    /// To be published if it leaves without a goodbye.
+    pub(super) will: Option<Box<Registered>>,
+    /// The packet identifier of the `QoS` 2 message that is being published.
+    pub(super) once: Option<u16>,
     /// Reused for canonical topics.
     pub(super) scratch: String,
 }
@@ -39,6 +44,11 @@ impl Client {
     /// Notes a sign of life.
     pub fn seen(&self, now_ms: u64) {
         self.session.last_seen_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Whether the session is on disk.
+    pub fn is_persistent(&self) -> bool {
+        self.durable.is_some()
     }
 
     pub fn subscriptions(&self) -> usize {
@@ -55,8 +65,6 @@ impl Client {
 pub struct Resume {
     pub outbox: Arc<Outbox>,
     pub(super) filters: Vec<(Filter, u64)>,
-    /// Its number on disk, if it has one.
-    pub(super) durable: Option<u32>,
     /// The protocol engine's own state.
     pub state: Box<dyn Any + Send>,
 }

@@ -14,18 +14,22 @@ mod durable;
 mod publish;
 mod restore;
 mod route;
+mod stored;
 mod subscribe;
+mod will;
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::hash::RandomState;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use portable_atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::hub::Hub;
+use crate::hub::{Hub, QueueLimits};
 use crate::identity::Identity;
 use crate::limit::{self, KeyedBuckets};
 use crate::message::{
@@ -50,6 +54,7 @@ pub use route::{
     canonical_path,
 };
 pub use subscribe::{SendRetained, Subscribed};
+pub use will::Will;
 
 // What adapters need of the layers below, so that they import the gateway alone.
 pub use crate::hub::{Delivery, Drained, Filter, Outbox, OutboxLimits, SubscribeOptions, View, is_expired};
@@ -97,6 +102,13 @@ pub struct Gateway {
     sequence: AtomicU64,
     /// Of the next persistent session.
     next_number: AtomicU32,
+    /// Held while a message for persistent sessions is stored and enters their queues.
+    storing: Mutex<()>,
+    /// Sessions whose cursor is to be written.
+    changed: Mutex<Vec<Arc<Outbox>>>,
+    loader: Arc<stored::Loader>,
+    /// Wills that wait for their delay, by the number of their session.
+    wills: Mutex<HashMap<u32, will::Pending>>,
     draining: AtomicBool,
     started: Instant,
 }
@@ -156,11 +168,15 @@ impl Gateway {
             route_hasher: RandomState::new(),
             config,
             identity,
+            loader: Arc::new(stored::Loader(spool.clone())),
             spool,
             forwards,
             snapshot: ArcSwap::from_pointee(Snapshot { version: 1, rules }),
             sequence: AtomicU64::new(1),
             next_number: AtomicU32::new(1),
+            storing: Mutex::default(),
+            changed: Mutex::default(),
+            wills: Mutex::default(),
             draining: AtomicBool::new(false),
             started: now,
         }
@@ -253,7 +269,7 @@ impl Gateway {
             None => self.anonymous_role()?,
         };
         let registry_version = self.identity.registry_version();
-        let limits = self.outbox_limits();
+        let (limits, _) = self.outbox_limits();
         let key = SessionKey {
             device: open.device.as_ref().map(|d| d.id.clone()),
             protocol: open.protocol,
@@ -270,8 +286,11 @@ impl Gateway {
                     control
                 }
                 Mailbox::Own => {
-                    let outbox =
-                        resumed.map_or_else(|| Arc::new(Outbox::new(id, limits)), |r: &Resume| r.outbox.clone());
+                    let outbox = match resumed {
+                        Some(resume) => resume.outbox.clone(),
+                        None if expiry_secs > 0 => self.persistent_outbox(id, self.new_number()),
+                        None => Arc::new(Outbox::new(id, limits)),
+                    };
                     own = Some(outbox.clone());
                     outbox
                 }
@@ -281,21 +300,26 @@ impl Gateway {
             self.discard(discarded);
         }
         meters().of(open.protocol).sessions.increment(1);
-        let (filters, number, resumed) = match opened.resumed {
-            Some(resume) => {
+        let (filters, resumed) = match opened.resumed {
+            Some(mut resume) => {
                 resume.outbox.unpark();
-                (resume.filters, resume.durable, Some(resume.state))
+                if let Some(state) = resume.state.downcast_mut::<InFlight>() {
+                    state.received = resume.outbox.received_ids();
+                }
+                (resume.filters, Some(resume.state))
             }
-            None => (Vec::new(), None, None),
+            None => (Vec::new(), None),
         };
-        let number = number.or_else(|| (expiry_secs > 0).then(|| self.new_number()));
-        let durable = number.map(|number| Durable { number, expiry_secs });
-        if let Some(durable) = durable {
-            self.store_session(durable, &opened.session.key, None);
-        }
         let session = opened.session;
         // `control` always ran: it is what made the session.
         let outbox = own.unwrap_or_else(|| Arc::new(Outbox::new(session.id, limits)));
+        let durable = outbox.number().map(|number| {
+            self.store_session(number, expiry_secs, &session.key, None);
+            self.keep_will_back(number);
+            let in_flight = resumed.as_ref().and_then(|state| state.downcast_ref::<InFlight>());
+            let unreleased = in_flight.map(|state| state.unreleased.clone()).unwrap_or_default();
+            Durable { number, expiry_secs, unreleased }
+        });
         if let (true, Some(device)) = (opened.first_of_device, &open.device) {
             self.announce_presence(&device.id, Some(open.protocol), now);
         }
@@ -310,6 +334,8 @@ impl Gateway {
             registry_version,
             filters,
             durable,
+            will: None,
+            once: None,
             scratch: String::new(),
         };
         Ok(Opened { client, resumed })
@@ -317,23 +343,25 @@ impl Gateway {
 
     /// Ends a session, keeping what the protocol asks to keep.
     pub fn close(&self, client: Client, keep: Option<Keep>, now: Instant) {
-        let Client { session, outbox, filters, caller, durable, .. } = client;
+        let Client { session, outbox, filters, caller, durable, will, .. } = client;
+        let kept = keep.as_ref().filter(|_| durable.is_some()).map(|keep| keep.expiry.unwrap_or(Duration::MAX));
         meters().of(caller.protocol).sessions.decrement(1);
         let keep = match keep {
             Some(keep) => {
-                outbox.park();
                 let expires = keep.expiry.map(|expiry| now + expiry);
-                if let Some(durable) = durable {
-                    let secs = keep.expiry.map_or(u32::MAX, |e| u32::try_from(e.as_secs()).unwrap_or(u32::MAX - 1));
-                    self.store_session(Durable { expiry_secs: secs, ..durable }, &session.key, Some(wall_ms()));
-                }
-                let durable = durable.map(|durable| durable.number);
-                Some((Resume { outbox, filters, state: keep.state, durable }, expires))
+                let state = match durable {
+                    Some(durable) => self.park_session(durable, &session.key, &outbox, keep),
+                    None => {
+                        outbox.park();
+                        keep.state
+                    }
+                };
+                Some((Resume { outbox, filters, state }, expires))
             }
             None => {
                 self.remove_subscriptions(&outbox, &filters);
-                if let Some(Durable { number, .. }) = durable {
-                    self.forget_session(number, &filters);
+                if let Some(Durable { number, unreleased, .. }) = durable {
+                    self.forget_session(number, &outbox, &filters, &unreleased);
                 }
                 // A shared outbox lives on: it is not of this session.
                 if outbox.session() == session.id {
@@ -346,6 +374,9 @@ impl Gateway {
         if let Some(resume) = refused {
             tracing::warn!(session = session.id.0, "persistent_sessions_max reached, session state dropped");
             self.discard(resume);
+        }
+        if let Some(will) = will {
+            self.end_will(*will, kept, now);
         }
         if let (true, Some(device)) = (last_of_device, &caller.device) {
             self.announce_presence(&device.id, None, now);
@@ -382,6 +413,8 @@ impl Gateway {
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
         self.per_route.sweep(nanos, BUCKETS_SWEPT);
         self.expire_retained(wall_ms());
+        self.store_cursors();
+        self.publish_wills(now);
         self.sessions.close_where(CloseReason::NotAuthorized, |session| {
             session.device.as_ref().is_some_and(|device| !self.identity.is_current(device))
         });
@@ -397,19 +430,27 @@ impl Gateway {
         self.draining.load(Ordering::Acquire)
     }
 
-    fn outbox_limits(&self) -> OutboxLimits {
+    fn outbox_limits(&self) -> (OutboxLimits, QueueLimits) {
         let snapshot = self.snapshot.load();
         let limits = &snapshot.rules.limits;
-        OutboxLimits {
+        let outbox = OutboxLimits {
             messages_max: limits.outbox_messages_max as usize,
             bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX),
-        }
+        };
+        let queue = QueueLimits {
+            messages_max: limits.session_queue_messages_max as usize,
+            bytes_max: limits.session_queue_bytes_max.bytes(),
+        };
+        (outbox, queue)
     }
 
     fn discard(&self, resume: Resume) {
         self.remove_subscriptions(&resume.outbox, &resume.filters);
-        if let Some(number) = resume.durable {
-            self.forget_session(number, &resume.filters);
+        if let Some(number) = resume.outbox.number() {
+            let in_flight = resume.state.downcast_ref::<InFlight>();
+            let unreleased = in_flight.map(|state| &state.unreleased[..]).unwrap_or_default();
+            self.forget_session(number, &resume.outbox, &resume.filters, unreleased);
+            self.hurry_will(number, Instant::now());
         }
     }
 

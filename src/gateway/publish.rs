@@ -65,6 +65,25 @@ impl Gateway {
         result
     }
 
+    /// As [`publish`](Gateway::publish), for a `QoS` 2 message: that its packet identifier is taken, until [`released`](Gateway::released), is stored with it.
+    ///
+    /// # Errors
+    /// As [`publish`](Gateway::publish).
+    pub fn publish_once(
+        &self,
+        client: &mut Client,
+        packet_id: u16,
+        address: Address<'_>,
+        draft: Draft,
+        done: Option<Done<'_>>,
+        now: Instant,
+    ) -> Result<Published, Reject> {
+        client.once = client.durable.is_some().then_some(packet_id);
+        let result = self.publish(client, address, draft, done, now);
+        client.once = None;
+        result
+    }
+
     /// Counts a refusal, and logs it where one looks for why a device is refused.
     pub fn note_reject(&self, client: &Client, reject: &Reject) {
         meters().of(client.caller.protocol).reject(reject);
@@ -119,7 +138,15 @@ impl Gateway {
             },
             properties: draft.properties,
         });
-        self.dispatch(message, &matches, &sinks, done, now)
+        let once = client.once.take();
+        if let Some(packet_id) = once {
+            self.take_id(client, packet_id);
+        }
+        let result = self.dispatch(message, &matches, &sinks, once.is_some(), done, now);
+        if let (Some(packet_id), Err(_)) = (once, &result) {
+            self.free_id(client, packet_id);
+        }
+        result
     }
 
     /// Takes one token of the device's bucket; an anonymous caller is charged by address.
@@ -241,12 +268,12 @@ impl Gateway {
             .map_err(|retry_after| Reject::TooFast { limit: "rate", retry_after })
     }
 
-    fn minute_of_day(&self, now_ms: u64) -> u16 {
+    pub(super) fn minute_of_day(&self, now_ms: u64) -> u16 {
         let minutes = i64::try_from(now_ms / 60_000).unwrap_or(0) + i64::from(self.config.utc_offset_minutes);
         u16::try_from(minutes.rem_euclid(24 * 60)).unwrap_or(0)
     }
 
-    fn sinks_of(&self, topic: &str) -> Arc<[SinkId]> {
+    pub(super) fn sinks_of(&self, topic: &str) -> Arc<[SinkId]> {
         let wants = |patterns: &[Box<str>]| patterns.iter().any(|pattern| filter_matches(pattern, topic));
         self.forwards.iter().filter(|f| wants(&f.patterns)).map(|f| f.sink).collect()
     }
@@ -256,7 +283,7 @@ impl Gateway {
         let message = self.own_message(topic, payload, retain);
         let (_, matches) = self.hub.matches(message.topic.as_str());
         let sinks = self.sinks_of(message.topic.as_str());
-        self.dispatch(message, &matches, &sinks, None, now)
+        self.dispatch(message, &matches, &sinks, false, None, now)
     }
 
     /// A message from a broker upstream: to local subscribers alone, never to a sink, where it could go round in a circle.
@@ -270,7 +297,7 @@ impl Gateway {
         }
         let (_, matches) = self.hub.matches(topic.as_str());
         let message = self.own_message(topic, payload, retain);
-        self.dispatch(message, &matches, &[], None, now)
+        self.dispatch(message, &matches, &[], false, None, now)
     }
 
     fn own_message(&self, topic: Topic, payload: Bytes, retain: bool) -> Arc<Message> {
@@ -287,20 +314,25 @@ impl Gateway {
     }
 
     /// Retain, spool, subscribers, acknowledgement.
-    fn dispatch(
+    pub(super) fn dispatch(
         &self,
         message: Arc<Message>,
         matches: &crate::hub::Matches,
         sinks: &[SinkId],
+        with_rows: bool,
         done: Option<Done<'_>>,
         now: Instant,
     ) -> Result<Published, Reject> {
         self.remember(&message)?;
         // A retained value is a promise of its own: it is on disk before it is acknowledged.
-        let rows = message.retain && message.qos != Qos::AtMostOnce && done.is_some();
+        let rows = with_rows || (message.retain && message.qos != Qos::AtMostOnce && done.is_some());
         let id = message.id;
         let expected = matches.targets.len() + matches.groups.len() + sinks.len();
         let receipt = Receipt { id, receivers: u32::try_from(expected).unwrap_or(u32::MAX) };
+        if matches.stored && message.qos != Qos::AtMostOnce {
+            let demand = Demand { sinks, rows, ..Demand::default() };
+            return self.dispatch_stored(&message, matches, demand, done, receipt, now);
+        }
 
         // The subscriber whose slowness holds the acknowledgement back has to be known before the spool gets the completion.
         let slow = done.and_then(|_| self.hub.slow_target(matches, message.qos));
@@ -314,7 +346,8 @@ impl Gateway {
         let mut pending = false;
         if !sinks.is_empty() || rows {
             let report = completion.clone().map(|completion| (completion, token));
-            let accepted = self.spool.store(&message, Demand { sinks, rows }, report, receipt.receivers)?;
+            let demand = Demand { sinks, rows, ..Demand::default() };
+            let (accepted, _) = self.spool.store(&message, demand, report, receipt.receivers)?;
             pending = accepted == Accepted::Pending;
             if let (Accepted::Done, Some(completion), Some(_)) = (accepted, &completion, &slow) {
                 // One half of the join is done already.
@@ -346,13 +379,13 @@ pub(super) fn forbidden(snapshot: &Snapshot, decision: &Decision) -> Reject {
 }
 
 /// Copies a small payload out of the connection's read buffer, which it would otherwise keep alive as a whole.
-fn compact(payload: Bytes) -> Bytes {
+pub(super) fn compact(payload: Bytes) -> Bytes {
     const COPIED_MAX: usize = 4096;
     if payload.len() <= COPIED_MAX { Bytes::copy_from_slice(&payload) } else { payload }
 }
 
 /// Reports once both the spool and a slow subscriber have.
-struct Join {
+pub(super) struct Join {
     completion: Arc<dyn Completion>,
     token: u64,
     waiting_for: AtomicU8,
@@ -360,7 +393,7 @@ struct Join {
 }
 
 impl Join {
-    fn both(completion: Arc<dyn Completion>, token: u64) -> Arc<Self> {
+    pub(super) fn both(completion: Arc<dyn Completion>, token: u64) -> Arc<Self> {
         Arc::new(Join { completion, token, waiting_for: AtomicU8::new(2), refused: Mutex::new(None) })
     }
 }

@@ -20,7 +20,7 @@ pub enum SendRetained {
 /// A granted subscription.
 pub struct Subscribed {
     pub qos: Qos,
-    /// The retained messages that match, to be sent after the grant.
+    /// The retained messages that match, to be sent after the grant. Those at `QoS` 1 and 2 of a persistent session are in its outbox instead.
     pub retained: Vec<Delivery>,
 }
 
@@ -84,6 +84,7 @@ impl Gateway {
             SendRetained::Never => false,
         };
         let retained = if wanted { self.retained_for(&filter, tag, &granted, now_ms) } else { Vec::new() };
+        let retained = self.store_retained(client, retained);
         if is_new {
             client.filters.push((filter, tag));
         }
@@ -100,6 +101,8 @@ impl Gateway {
                 tag,
                 view: granted.view,
                 identifiers: identifiers.clone(),
+                ticket: None,
+                repeated: false,
                 message,
             })
             .collect()

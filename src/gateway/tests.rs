@@ -9,6 +9,7 @@ use crate::policy::{RuleConfig, RuleSource};
 use crate::spool::{self, Kind, SinkConfig};
 
 mod durable;
+mod start;
 
 const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
@@ -36,6 +37,10 @@ impl Fixture {
 
     /// A gateway on what this one has on disk now, as after `kill -9`. This one's spool goes on in its own folder.
     fn killed(&self, adjust: impl FnOnce(&mut limit::Config)) -> Self {
+        Fixture::start(self.copy(), adjust, &[])
+    }
+
+    fn copy(&self) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for file in std::fs::read_dir(self.folder.path()).unwrap() {
             let file = file.unwrap();
@@ -45,7 +50,7 @@ impl Fixture {
             }
             std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
         }
-        Fixture::start(folder, adjust, &[])
+        folder
     }
 
     fn start(

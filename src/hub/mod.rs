@@ -6,6 +6,7 @@
 //! Deliberately not here: policy (the gateway asks before it subscribes or delivers) and durability (the spool).
 
 pub mod outbox;
+pub mod queue;
 pub mod tree;
 
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use crate::cache::last_value::LastValues;
 use crate::limit;
 use crate::message::{Message, Qos, Reject, SessionId, Topic};
 
-pub use outbox::{Delivery, Drained, Outbox, OutboxLimits, Pushed, View};
+pub use outbox::{Delivery, Drained, Outbox, OutboxLimits, Pushed, Store, View};
+pub use queue::{Cursor, Entering, QueueLimits, SessionQueue, Terms, Ticket};
 /// Whether one filter without group matches a topic.
 pub use tidegate_mqtt::topic::matches as filter_matches;
 pub use tree::{Filter, Matches, SubscribeOptions, Target};
@@ -122,20 +124,28 @@ impl Hub {
         delivered
     }
 
+    /// Who gets `message`, one of each shared group among them: for a message that is stored for some of them first.
+    pub fn recipients<'m>(&self, message: &Message, matches: &'m Matches) -> Vec<&'m Target> {
+        let chosen = matches.groups.iter().filter_map(|group| self.choose(group));
+        matches.targets.iter().chain(chosen).filter(|target| target.wants(message)).collect()
+    }
+
     /// A subscriber that is above its mark and would get a message at `qos`, if there is one.
     pub fn slow_target(&self, matches: &Matches, qos: Qos) -> Option<Arc<Outbox>> {
         if qos == Qos::AtMostOnce {
             return None;
         }
-        let mut acknowledged = matches.targets.iter().filter(|target| target.qos != Qos::AtMostOnce);
+        // What does not fit a persistent session's outbox is on disk.
+        let waits = |target: &&tree::Target| target.qos != Qos::AtMostOnce && target.outbox.number().is_none();
+        let mut acknowledged = matches.targets.iter().filter(waits);
         acknowledged.find(|target| target.outbox.is_above()).map(|target| target.outbox.clone())
     }
 
-    /// The member of a shared group with the least to do; among equals, in turn.
+    /// The member of a shared group with the least to do, whoever is connected first; among equals, in turn.
     fn choose<'g>(&self, group: &'g [Target]) -> Option<&'g Target> {
         let start = self.turn.fetch_add(1, Ordering::Relaxed) as usize % group.len().max(1);
         let in_turn = group.iter().cycle().skip(start).take(group.len());
-        in_turn.min_by_key(|target| target.outbox.depth())
+        in_turn.min_by_key(|target| (target.outbox.is_parked(), target.outbox.depth()))
     }
 
     /// Keeps `message` as the last value of its topic; an empty retained payload removes it (`[MQTT-3.3.1-6]`).
@@ -202,19 +212,10 @@ pub fn is_expired(message: &Message, now_ms: u64) -> bool {
 }
 
 fn push(message: &Arc<Message>, target: &Target, now: Instant, delivered: &mut Delivered) {
-    if target.no_local && message.origin.session == Some(target.outbox.session()) {
+    if !target.wants(message) {
         return;
     }
-    let qos = message.qos.min(target.qos);
-    let delivery = Delivery {
-        message: message.clone(),
-        qos,
-        retain: message.retain && target.retain_as_published,
-        tag: target.tag,
-        view: target.view,
-        identifiers: target.identifiers.clone(),
-    };
-    match target.outbox.push(delivery, now) {
+    match target.outbox.push(target.delivery(message, None), now) {
         Pushed::Taken | Pushed::Slow => delivered.receivers += 1,
         Pushed::Dropped => delivered.dropped += 1,
     }

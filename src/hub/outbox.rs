@@ -10,13 +10,15 @@
 //! publishers at once) messages are refused.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::queue::{Cursor, Entering, SessionQueue, Terms, Ticket};
 use crate::message::{CloseReason, Completion, Control, Message, Qos, Receipt, Reject, SessionId};
 
 /// Bounds of one outbox.
@@ -42,6 +44,10 @@ pub struct Delivery {
     pub view: View,
     /// MQTT 5 Subscription Identifiers of all subscriptions that matched.
     pub identifiers: Option<Arc<[u32]>>,
+    /// Where it is stored for a persistent session.
+    pub ticket: Option<Ticket>,
+    /// The client may have it already.
+    pub repeated: bool,
 }
 
 /// How a subscriber sees topics: as they are, or by the device API's short names (`dev/ID/cmd/7/reboot` as `c/7/reboot`).
@@ -90,10 +96,29 @@ pub struct Outbox {
     session: SessionId,
     limits: OutboxLimits,
     depth: AtomicUsize,
+    is_parked: AtomicBool,
+    persistent: Option<Persistent>,
     inner: Mutex<Inner>,
 }
 
+/// What a persistent session has beside others.
+struct Persistent {
+    number: u32,
+    store: Arc<dyn Store>,
+    itself: Weak<Outbox>,
+    /// Somebody knows that the cursor has changed.
+    noted: AtomicBool,
+}
+
+/// Where the messages of a persistent session's queue are.
+pub trait Store: Send + Sync {
+    /// Reads messages and gives them to [`Outbox::loaded`], soon and from another thread. Must not block.
+    fn load(&self, positions: Vec<u64>, outbox: Arc<Outbox>);
+}
+
 struct Inner {
+    /// `QoS` 1 and 2 of a persistent session.
+    stored: Option<Box<SessionQueue>>,
     queue: VecDeque<Delivery>,
     bytes: usize,
     completions: Vec<(u64, Result<Receipt, Reject>)>,
@@ -119,11 +144,37 @@ const HARD_FACTOR: usize = 4;
 
 impl Outbox {
     pub fn new(session: SessionId, limits: OutboxLimits) -> Self {
+        Outbox::with(session, limits, None, None)
+    }
+
+    /// The outbox of a persistent session: its `QoS` 1 and 2 messages are stored under `number`, and read from `store` when they do not fit here.
+    pub fn persistent(
+        session: SessionId,
+        limits: OutboxLimits,
+        queue: SessionQueue,
+        number: u32,
+        store: Arc<dyn Store>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|itself| {
+            let persistent = Persistent { number, store, itself: itself.clone(), noted: AtomicBool::new(false) };
+            Outbox::with(session, limits, Some(persistent), Some(Box::new(queue)))
+        })
+    }
+
+    fn with(
+        session: SessionId,
+        limits: OutboxLimits,
+        persistent: Option<Persistent>,
+        stored: Option<Box<SessionQueue>>,
+    ) -> Self {
         Outbox {
             session,
             limits,
             depth: AtomicUsize::new(0),
+            is_parked: AtomicBool::new(false),
+            persistent,
             inner: Mutex::new(Inner {
+                stored,
                 queue: VecDeque::new(),
                 bytes: 0,
                 completions: Vec::new(),
@@ -140,6 +191,16 @@ impl Outbox {
 
     pub fn session(&self) -> SessionId {
         self.session
+    }
+
+    /// The number of a persistent session.
+    pub fn number(&self) -> Option<u32> {
+        self.persistent.as_ref().map(|persistent| persistent.number)
+    }
+
+    /// Whether no client is connected; a hint, as the depth.
+    pub fn is_parked(&self) -> bool {
+        self.is_parked.load(Ordering::Relaxed)
     }
 
     /// Messages waiting; a hint for balancing shared subscriptions.
@@ -218,7 +279,9 @@ impl Outbox {
             inner.waker = Some(cx.waker().clone());
         }
         let released = self.release_waiting(&mut inner);
+        let wanted = self.wanted(&mut inner);
         drop(inner);
+        self.load(wanted);
         for waiting in released {
             waiting.completion.complete(waiting.token, Ok(waiting.receipt));
         }
@@ -239,16 +302,6 @@ impl Outbox {
         if let Some(waker) = waker {
             waker.wake();
         }
-    }
-
-    /// Puts back what was taken and could not be sent, before everything else.
-    pub fn put_back(&self, deliveries: &mut VecDeque<Delivery>) {
-        let mut inner = self.inner.lock();
-        while let Some(delivery) = deliveries.pop_back() {
-            inner.bytes = inner.bytes.saturating_add(delivery.message.cost_bytes());
-            inner.queue.push_front(delivery);
-        }
-        self.depth.store(inner.queue.len(), Ordering::Relaxed);
     }
 
     /// Gives back memory that a burst has taken.
@@ -272,10 +325,12 @@ impl Outbox {
     pub fn park(&self) {
         let mut inner = self.inner.lock();
         inner.parked = true;
+        self.is_parked.store(true, Ordering::Relaxed);
         inner.waker = None;
         inner.close = None;
         inner.slow_since = None;
-        inner.queue.retain(|d| d.qos != Qos::AtMostOnce);
+        // What is stored is read again when somebody comes for it.
+        inner.queue.retain(|d| d.qos != Qos::AtMostOnce && d.ticket.is_none());
         inner.bytes = inner.queue.iter().map(|d| d.message.cost_bytes()).sum();
         self.depth.store(inner.queue.len(), Ordering::Relaxed);
         let released = std::mem::take(&mut inner.waiting);
@@ -304,6 +359,7 @@ impl Outbox {
     pub fn unpark(&self) {
         let mut inner = self.inner.lock();
         inner.parked = false;
+        self.is_parked.store(false, Ordering::Relaxed);
         inner.completions.clear();
     }
 
@@ -338,6 +394,162 @@ impl Outbox {
         std::mem::take(&mut inner.waiting)
     }
 }
+
+/// The queue of a persistent session; without effect for others.
+impl Outbox {
+    /// The packet identifier of the next stored message; None when the client has left too many unanswered, or the session has no queue.
+    pub fn reserve(&self) -> Option<NonZeroU16> {
+        self.inner.lock().stored.as_mut()?.reserve()
+    }
+
+    /// Takes a stored message: into memory if there is room and nothing before it waits on disk. Gives the positions of messages that it had to drop.
+    pub fn push_stored(&self, delivery: Delivery) -> Vec<u64> {
+        let Some(ticket) = delivery.ticket else { return Vec::new() };
+        let cost = delivery.message.cost_bytes();
+        let mut inner = self.inner.lock();
+        let fits =
+            inner.queue.len() < self.limits.messages_max && inner.bytes.saturating_add(cost) <= self.limits.bytes_max;
+        // A `QoS` 2 message is read after its commit: a message that its publisher repeats because of a crash must not reach anybody twice.
+        let open = fits && !inner.parked && inner.close.is_none() && delivery.qos != Qos::ExactlyOnce;
+        let Some(stored) = &mut inner.stored else { return Vec::new() };
+        let in_memory = open && !stored.is_behind();
+        let Delivery { qos, retain, tag, view, .. } = delivery;
+        let terms = Terms { tag, view, identifiers: delivery.identifiers.clone() };
+        let dropped = stored.push(Entering { ticket, cost_bytes: cost, qos, retain, terms }, in_memory);
+        inner.dropped = inner.dropped.saturating_add(dropped.len() as u64);
+        if in_memory {
+            inner.queue.push_back(delivery);
+            inner.bytes = inner.bytes.saturating_add(cost);
+            self.depth.store(inner.queue.len(), Ordering::Relaxed);
+        }
+        let waker = inner.waker.take();
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        dropped
+    }
+
+    /// Takes back a message that an earlier run had stored, in the order of the positions.
+    pub fn restore(&self, entering: Entering, cursor: &Cursor) {
+        if let Some(stored) = &mut self.inner.lock().stored {
+            stored.restore(entering, cursor);
+        }
+    }
+
+    /// What [`Store::load`] has read: position and message, None if it is not there any more. Returns how many are missing.
+    pub fn loaded(&self, read: Vec<(u64, Option<Arc<Message>>)>) -> usize {
+        let mut inner = self.inner.lock();
+        let Inner { stored: Some(stored), queue, bytes, .. } = &mut *inner else { return 0 };
+        let mut missing = 0;
+        for (position, message) in read {
+            let Some(message) = message else {
+                missing += usize::from(stored.missing(position));
+                continue;
+            };
+            let Some(leaving) = stored.loaded(position) else { continue };
+            *bytes = bytes.saturating_add(message.cost_bytes());
+            queue.push_back(Delivery {
+                message,
+                qos: leaving.qos,
+                retain: leaving.retain,
+                tag: leaving.terms.tag,
+                view: leaving.terms.view,
+                identifiers: leaving.terms.identifiers,
+                ticket: Some(leaving.ticket),
+                repeated: leaving.repeated,
+            });
+        }
+        stored.reading_over();
+        inner.dropped = inner.dropped.saturating_add(missing as u64);
+        self.depth.store(inner.queue.len(), Ordering::Relaxed);
+        let waker = inner.waker.take();
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        missing
+    }
+
+    /// The client has taken a stored message, or cannot be given it. True the first time.
+    pub fn done(&self, ticket: Ticket) -> bool {
+        self.inner.lock().stored.as_mut().is_some_and(|stored| stored.done(ticket))
+    }
+
+    /// The client has received a `QoS` 2 message.
+    pub fn received(&self, ticket: Ticket) {
+        if let Some(stored) = &mut self.inner.lock().stored {
+            stored.received(ticket);
+        }
+    }
+
+    /// The client has completed a `QoS` 2 handshake. Gives the message's position.
+    pub fn completed(&self, id: u16) -> Option<u64> {
+        self.inner.lock().stored.as_mut()?.completed(id)
+    }
+
+    /// As [`park`](Outbox::park), and notes which messages the client has and has not answered, in the order of sending.
+    pub fn park_sent(&self, sent: impl IntoIterator<Item = u16>) {
+        self.park();
+        if let Some(stored) = &mut self.inner.lock().stored {
+            stored.park(sent);
+            stored.shrink();
+        }
+    }
+
+    /// `QoS` 2 messages that the client has received and not completed, in order.
+    pub fn received_ids(&self) -> Vec<u16> {
+        self.inner.lock().stored.as_ref().map(|stored| stored.received_ids()).unwrap_or_default()
+    }
+
+    /// To be called after a change; true when nobody knows of it who will ask for [`changed_cursor`](Outbox::changed_cursor).
+    pub fn note(&self) -> bool {
+        self.persistent.as_ref().is_some_and(|persistent| !persistent.noted.swap(true, Ordering::AcqRel))
+    }
+
+    /// What is done, if that has changed since it was asked for.
+    pub fn changed_cursor(&self) -> Option<Cursor> {
+        if let Some(persistent) = &self.persistent {
+            persistent.noted.store(false, Ordering::Release);
+        }
+        let mut inner = self.inner.lock();
+        let stored = inner.stored.as_mut()?;
+        stored.take_changed().then(|| stored.cursor())
+    }
+
+    /// Stored messages that the client has not taken, and their bytes.
+    pub fn stored_counts(&self) -> (usize, u64) {
+        self.inner.lock().stored.as_ref().map(|stored| stored.counts()).unwrap_or_default()
+    }
+
+    /// Ends the queue; gives the positions of what was not done.
+    pub fn clear_stored(&self) -> Vec<u64> {
+        self.inner.lock().stored.as_mut().map(|stored| stored.clear()).unwrap_or_default()
+    }
+
+    /// The names of what is to be read next, when there is room for it.
+    fn wanted(&self, inner: &mut Inner) -> Vec<u64> {
+        if inner.parked || inner.close.is_some() || !self.is_low(inner) {
+            return Vec::new();
+        }
+        let stored = inner.stored.as_mut();
+        let bytes_max = (self.limits.bytes_max / 2).max(1);
+        stored
+            .map(|stored| stored.take_waiting((self.limits.messages_max / 2).clamp(1, READ_MAX), bytes_max))
+            .unwrap_or_default()
+    }
+
+    fn load(&self, positions: Vec<u64>) {
+        if let (false, Some(persistent)) = (positions.is_empty(), &self.persistent)
+            && let Some(itself) = persistent.itself.upgrade()
+        {
+            persistent.store.load(positions, itself);
+        }
+    }
+}
+
+/// Messages read at a time.
+const READ_MAX: usize = 128;
 
 impl Completion for Outbox {
     fn complete(&self, token: u64, outcome: Result<Receipt, Reject>) {
@@ -389,7 +601,16 @@ mod tests {
             origin: Origin { device: None, protocol: Protocol::Gateway, session: None },
             properties: None,
         };
-        Delivery { message: Arc::new(message), qos, retain: false, tag: 0, view: View::Canonical, identifiers: None }
+        Delivery {
+            message: Arc::new(message),
+            qos,
+            retain: false,
+            tag: 0,
+            view: View::Canonical,
+            identifiers: None,
+            ticket: None,
+            repeated: false,
+        }
     }
 
     fn drain(outbox: &Outbox, into: &mut Drained) -> bool {
@@ -462,23 +683,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_back_comes_out_first_again() {
-        let outbox = Outbox::new(SessionId(1), LIMITS);
-        for n in 0..2 {
-            outbox.push(delivery(n, Qos::AtLeastOnce), Instant::now());
-        }
-        let mut drained = Drained::default();
-        drain(&outbox, &mut drained);
-        outbox.push(delivery(2, Qos::AtLeastOnce), Instant::now());
-        outbox.put_back(&mut drained.deliveries);
-        assert_eq!(outbox.depth(), 3);
-        drain(&outbox, &mut drained);
-        assert_eq!(drained.deliveries.iter().map(|d| d.message.id.seq).collect::<Vec<_>>(), [0, 1, 2]);
-        outbox.shrink();
-        assert_eq!(outbox.depth(), 0);
-    }
-
-    #[test]
     fn the_hard_bound_refuses_even_qos_1() {
         let outbox = Outbox::new(SessionId(1), LIMITS);
         let results: Vec<Pushed> =
@@ -525,6 +729,89 @@ mod tests {
         let mut drained = Drained::default();
         drain(&outbox, &mut drained);
         assert_eq!(drained.close, Some(CloseReason::TakenOver));
+    }
+
+    /// Has what was asked of it, and answers when told.
+    #[derive(Default)]
+    struct Disk(Mutex<Vec<(Vec<u64>, Arc<Outbox>)>>);
+
+    impl Store for Disk {
+        fn load(&self, positions: Vec<u64>, outbox: Arc<Outbox>) {
+            self.0.lock().push((positions, outbox));
+        }
+    }
+
+    impl Disk {
+        /// Reads what was asked for, but for the positions that are gone.
+        fn answer(&self, gone: &[u64]) -> usize {
+            let asked = std::mem::take(&mut *self.0.lock());
+            let message = |position| delivery(position, Qos::AtLeastOnce).message;
+            let read = |position| (position, (!gone.contains(&position)).then(|| message(position)));
+            asked.into_iter().map(|(positions, outbox)| outbox.loaded(positions.into_iter().map(read).collect())).sum()
+        }
+    }
+
+    fn stored(outbox: &Outbox, position: u64) -> Ticket {
+        let ticket = Ticket::new(position, outbox.reserve().unwrap());
+        let delivery = Delivery { ticket: Some(ticket), ..delivery(position, Qos::AtLeastOnce) };
+        assert!(outbox.push_stored(delivery).is_empty());
+        ticket
+    }
+
+    fn positions(outbox: &Outbox) -> Vec<u64> {
+        let mut drained = Drained::default();
+        drain(outbox, &mut drained);
+        drained.deliveries.iter().map(|d| d.message.id.seq).collect()
+    }
+
+    #[test]
+    fn a_persistent_session_reads_from_disk_what_did_not_fit_in_order() {
+        let disk = Arc::new(Disk::default());
+        let queue = SessionQueue::new(super::super::QueueLimits { messages_max: 100, bytes_max: 1 << 20 });
+        let outbox = Outbox::persistent(SessionId(1), LIMITS, queue, 7, disk.clone());
+        let tickets: Vec<Ticket> = (0..8).map(|position| stored(&outbox, position)).collect();
+        // Its publishers never wait: the rest is on disk.
+        assert_eq!(outbox.depth(), 4);
+        assert_eq!(positions(&outbox), [0, 1, 2, 3]);
+        stored(&outbox, 8);
+        assert_eq!(disk.answer(&[5]), 1);
+        assert_eq!(positions(&outbox), [4]);
+        assert_eq!(disk.answer(&[]), 0);
+        assert_eq!(positions(&outbox), [6, 7]);
+        assert_eq!(disk.answer(&[]), 0);
+        assert_eq!(positions(&outbox), [8]);
+        assert_eq!(stored(&outbox, 9).id(), 10);
+        assert_eq!(positions(&outbox), [9]);
+        assert!(outbox.done(tickets[0]) && !outbox.done(tickets[0]));
+        assert_eq!(outbox.stored_counts().0, 8);
+        assert_eq!(outbox.changed_cursor().unwrap().before, 1);
+        assert_eq!(outbox.changed_cursor(), None);
+    }
+
+    #[test]
+    fn a_parked_persistent_session_holds_no_message_and_gives_all_again() {
+        let disk = Arc::new(Disk::default());
+        let queue = SessionQueue::new(super::super::QueueLimits { messages_max: 100, bytes_max: 1 << 20 });
+        let outbox = Outbox::persistent(SessionId(1), LIMITS, queue, 7, disk.clone());
+        for position in 0..3 {
+            stored(&outbox, position);
+        }
+        outbox.push(delivery(50, Qos::AtMostOnce), Instant::now());
+        outbox.park_sent([1]);
+        assert!(outbox.is_parked() && outbox.depth() == 0);
+        stored(&outbox, 3);
+        assert!(disk.0.lock().is_empty());
+        outbox.unpark();
+        let mut drained = Drained::default();
+        assert!(!drain(&outbox, &mut drained));
+        disk.answer(&[]);
+        assert!(drain(&outbox, &mut drained));
+        disk.answer(&[]);
+        drain(&outbox, &mut drained);
+        let seen: Vec<(u64, bool)> = drained.deliveries.iter().map(|d| (d.message.id.seq, d.repeated)).collect();
+        assert_eq!(seen, [(0, true), (1, false), (2, false), (3, false)]);
+        assert_eq!(outbox.clear_stored(), [0, 1, 2, 3]);
+        assert_eq!(outbox.stored_counts(), (0, 0));
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use tidegate_mqtt::topic;
 
-use crate::message::{Qos, Reject, SessionId};
+use crate::message::{Message, Qos, Reject, SessionId};
 
-use super::outbox::{Outbox, View};
+use super::outbox::{Delivery, Outbox, View};
+use super::queue::Ticket;
 
 /// What a subscriber asked for, per filter (MQTT 5 section 3.8.3.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,34 @@ pub struct Target {
 pub struct Matches {
     pub targets: Vec<Target>,
     pub groups: Vec<Arc<[Target]>>,
+    /// A persistent session among them may want `QoS` 1 and 2.
+    pub stored: bool,
+}
+
+impl Target {
+    /// No Local: not what the same session published.
+    pub fn wants(&self, message: &Message) -> bool {
+        !(self.no_local && message.origin.session == Some(self.outbox.session()))
+    }
+
+    /// The message as this subscriber gets it.
+    pub fn delivery(&self, message: &Arc<Message>, ticket: Option<Ticket>) -> Delivery {
+        Delivery {
+            message: message.clone(),
+            qos: message.qos.min(self.qos),
+            retain: message.retain && self.retain_as_published,
+            tag: self.tag,
+            view: self.view,
+            identifiers: self.identifiers.clone(),
+            ticket,
+            repeated: false,
+        }
+    }
+
+    /// Whether a message published at `qos` is stored for it.
+    pub fn stores(&self, qos: Qos) -> bool {
+        self.outbox.number().is_some() && qos.min(self.qos) != Qos::AtMostOnce
+    }
 }
 
 impl Matches {
@@ -245,8 +274,10 @@ impl<'t> Found<'t> {
             .shared
             .chunk_by(|a, b| a.group == b.group)
             .map(|members| members.iter().filter_map(|m| target(&[m])).collect())
-            .collect();
-        Matches { targets, groups }
+            .collect::<Vec<Arc<[Target]>>>();
+        let stores = |target: &Target| target.stores(Qos::ExactlyOnce);
+        let stored = targets.iter().any(stores) || groups.iter().any(|group| group.iter().any(stores));
+        Matches { targets, groups, stored }
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Config {
     /// Size of the write-ahead log at which it is copied into the database, in bytes. Larger writes less, smaller recovers faster after a crash.
     #[schemars(range(min = 262_144, max = 268_435_456))]
     pub wal_bytes_max: u32,
+    /// Bytes on disk of all messages that wait for sessions. Reached: the oldest are dropped from every queue they are in, and counted.
+    pub backlog_bytes_max: ByteSize,
     /// Rows in the loss ledger, one per sink, reason, device, start of the gateway and hour. Reached: the oldest tenth is folded into one row per sink and reason; counts are kept.
     #[schemars(range(min = 100, max = 1_000_000))]
     pub ledger_rows_max: u32,
@@ -49,6 +51,7 @@ impl Default for Config {
             spill_after_ms: 1000,
             ack_delay_ms: 500,
             wal_bytes_max: 4 << 20,
+            backlog_bytes_max: ByteSize(512 << 20),
             ledger_rows_max: 10_000,
         }
     }

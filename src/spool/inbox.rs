@@ -10,12 +10,13 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use portable_atomic::AtomicU64;
 
+use super::backlog::{self, OpenRow, POSITION_MAX};
 use super::config::{Config, Delivery, WhenFull};
 use super::lane::{Lane, RowHead};
 use super::ledger::Losses;
 use super::record::{self, Pack};
 use super::rows::PendingRows;
-use super::{SinkId, reader};
+use super::{Demand, SinkId, reader};
 use crate::message::{Completion, Message, Receipt, Reject};
 
 pub(super) struct Shared {
@@ -28,9 +29,12 @@ pub(super) struct Shared {
     pub(super) inbox: Mutex<Inbox>,
     pub(super) wake: Condvar,
     pub(super) losses: Mutex<Losses>,
-    pub(super) fetch: std::sync::mpsc::SyncSender<reader::Fetch>,
     /// What the database has free within itself, as of the last look.
     pub(super) free_bytes: AtomicU64,
+    /// Locked after `inbox` where both are.
+    pub(super) backlog: Mutex<backlog::Rows>,
+    /// Bounded by who asks: a reader and a session have one question at a time.
+    pub(super) fetch: std::sync::mpsc::Sender<reader::Fetch>,
 }
 
 /// Retry advice where only an operator or time can help.
@@ -41,14 +45,29 @@ impl Shared {
         self.lanes.get(usize::from(sink.0)).filter(|_| usize::from(sink.0) < self.configured)
     }
 
+    /// Admits somebody who waits for a commit and brings nothing.
+    pub(super) fn admit_waiter(&self, inbox: &Inbox) -> Result<(), Reject> {
+        if inbox.stopping || inbox.writer_gone {
+            return Err(Reject::ShuttingDown);
+        }
+        if let Some(failure) = &inbox.failing {
+            return Err(Reject::Full { limit: "spool", retry_after: failure.retry_after });
+        }
+        if inbox.records >= self.config.pending_records_max {
+            return Err(Reject::Full { limit: "spool.pending_records_max", retry_after: Duration::from_secs(1) });
+        }
+        Ok(())
+    }
+
     pub(super) fn admit(
         &self,
         inbox: &Inbox,
         message: &Message,
-        sinks: &[SinkId],
+        demand: &Demand<'_>,
         durable: bool,
     ) -> Result<(), Reject> {
-        let bytes = record::HEADER_BYTES + record::record_bytes_max(message);
+        let sinks = demand.sinks;
+        let bytes = record::HEADER_BYTES + record::record_bytes_max(message) + backlog::index_bytes_max(demand.targets);
         let full = |limit, retry_after| Err(Reject::Full { limit, retry_after });
         if inbox.stopping || inbox.writer_gone {
             return Err(Reject::ShuttingDown);
@@ -62,6 +81,9 @@ impl Shared {
         }
         if inbox.bytes + bytes > pending_bytes_max || inbox.records >= self.config.pending_records_max {
             return full("spool.pending_bytes_max", Duration::from_secs(1));
+        }
+        if !demand.targets.is_empty() && inbox.position >= POSITION_MAX {
+            return full("spool", RETRY_AFTER);
         }
         for &sink in sinks {
             let Some(lane) = self.lane(sink) else {
@@ -90,8 +112,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Encodes the message into the open commit; true when that closed it.
-    pub(super) fn push(&self, inbox: &mut Inbox, message: &Message, sinks: &[SinkId], durable: bool) -> bool {
+    /// Encodes the message into the open commit. True when that closed it; and its position in the backlog.
+    pub(super) fn push(&self, inbox: &mut Inbox, message: &Message, demand: &Demand<'_>, durable: bool) -> (bool, u64) {
         let lanes = self.lanes.len();
         let commit_bytes_max = self.config.commit_bytes_max as usize;
         if inbox.open().bytes >= commit_bytes_max {
@@ -99,10 +121,11 @@ impl Shared {
             inbox.groups.push_back(fresh);
         }
         let mut added = 0;
+        let position = inbox.position;
         let Inbox { groups, queued, .. } = inbox;
-        let Some(group) = groups.back_mut() else { return false };
+        let Some(group) = groups.back_mut() else { return (false, 0) };
         group.packs.resize_with(lanes, Pack::default);
-        for &sink in sinks {
+        for &sink in demand.sinks {
             let index = usize::from(sink.0);
             let (Some(lane), Some(pack), Some(queued)) =
                 (self.lanes.get(index), group.packs.get_mut(index), queued.get_mut(index))
@@ -119,13 +142,28 @@ impl Shared {
             added += bytes;
             group.sync |= lane.delivery == Delivery::Disk;
         }
+        if !demand.targets.is_empty() {
+            if group.backlog.last().is_none_or(OpenRow::is_full) {
+                group.backlog.push(OpenRow::new(position));
+            }
+            if let Some(row) = group.backlog.last_mut() {
+                let before = row.bytes();
+                row.push(message, demand.targets);
+                let bytes = row.bytes() - before;
+                let targets = u32::try_from(demand.targets.len()).unwrap_or(u32::MAX);
+                self.backlog.lock().grew(row.first, targets, bytes);
+                added += bytes;
+            }
+            inbox.position += 1;
+        }
+        group.sync |= demand.rows || !demand.targets.is_empty();
         group.durable |= durable;
         group.records += 1;
         group.bytes += added;
         let full = group.bytes >= commit_bytes_max;
         inbox.records += 1;
         inbox.bytes += added;
-        full
+        (full, position)
     }
 
     pub(super) fn order(&self, order: Order) {
@@ -137,6 +175,18 @@ impl Shared {
         }
         inbox.sleeping = false;
         self.wake.notify_one();
+    }
+
+    /// Tells the writer that something can be deleted in due time.
+    pub(super) fn dirty(&self) {
+        let mut inbox = self.inbox.lock();
+        if !inbox.acks_dirty {
+            inbox.acks_dirty = true;
+            if inbox.sleeping {
+                inbox.sleeping = false;
+                self.wake.notify_one();
+            }
+        }
     }
 
     /// Tells the writer about acknowledgements to be written in due time, and the gauges about freed bytes.
@@ -173,6 +223,8 @@ pub(super) struct Inbox {
     pub(super) orders: Vec<Order>,
     /// In the next commit, whichever that is.
     pub(super) rows: PendingRows,
+    /// The backlog's next position.
+    pub(super) position: u64,
     pub(super) acks_dirty: bool,
     pub(super) failing: Option<Failure>,
     pub(super) stopping: bool,
@@ -183,8 +235,9 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(queued: Vec<u64>) -> Inbox {
+    pub(super) fn new(queued: Vec<u64>, position: u64) -> Inbox {
         Inbox {
+            position,
             groups: VecDeque::from([Group::default()]),
             unstored: vec![0; queued.len()],
             queued,
@@ -209,6 +262,8 @@ pub(super) struct Group {
     pub(super) packs: Vec<Pack>,
     /// Records that were acknowledged on receipt, by lane and index in its pack: a failing disk must not lose them.
     pub(super) accepted: Vec<(usize, u32)>,
+    /// For sessions.
+    pub(super) backlog: Vec<OpenRow>,
     pub(super) waiters: Vec<Waiter>,
     pub(super) records: u32,
     pub(super) bytes: usize,

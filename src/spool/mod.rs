@@ -23,6 +23,7 @@
 //! payload and topic): 64 closed-loop clients 18,300 acknowledgements/s with the uplink down and 2.69 bytes written per user byte, 17,600/s and 2.75 while
 //! drained, on a disk that did 275 bare fsyncs/s: 1.04 of what 64 per fsync can give. 1,000 clients: 122,800/s and 2.12. One client: one fsync each.
 
+mod backlog;
 mod config;
 mod eta;
 mod inbox;
@@ -51,6 +52,7 @@ use parking_lot::{Condvar, Mutex};
 use portable_atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
+pub use backlog::{Found, POSITION_MAX, Target};
 pub use config::{Config, Delivery, QueueConfig, SinkConfig, WhenFull};
 pub use ledger::{Loss, Reason, SEVERAL};
 pub use reader::{Batch, Cursor, Reader, Stored};
@@ -73,6 +75,8 @@ pub struct SinkId(u16);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Demand<'a> {
     pub sinks: &'a [SinkId],
+    /// Sessions that want it kept in the backlog.
+    pub targets: &'a [Target<'a>],
     /// It is acknowledged only when the rows that were set for it are synced.
     pub rows: bool,
 }
@@ -250,8 +254,8 @@ impl Spool {
         let path = data_dir.join(store::FILE);
         let lanes: Vec<Lane> = found.lanes.into_iter().map(|lane| Lane::new(lane, &sinks)).collect();
         let configured = sinks.len();
-        let (fetch, fetches) = std::sync::mpsc::sync_channel(lanes.len() + 1);
-        let inbox = Inbox::new(lanes.iter().map(|lane| lane.state.lock().queued_bytes()).collect());
+        let (fetch, fetches) = std::sync::mpsc::channel();
+        let inbox = Inbox::new(lanes.iter().map(|lane| lane.state.lock().queued_bytes()).collect(), found.backlog_end);
         let shared = Arc::new(Shared {
             data_dir: data_dir.to_owned(),
             epoch: found.epoch,
@@ -261,6 +265,7 @@ impl Spool {
             inbox: Mutex::new(inbox),
             wake: Condvar::new(),
             losses: Mutex::new(Losses::default()),
+            backlog: Mutex::default(),
             fetch,
             free_bytes: AtomicU64::new(0),
         });
@@ -301,10 +306,11 @@ impl Spool {
         if sinks.is_empty() {
             return Ok(Accepted::Done);
         }
-        self.store(message, Demand { sinks, rows: false }, completion, receivers)
+        self.store(message, Demand { sinks, ..Demand::default() }, completion, receivers).map(|(accepted, _)| accepted)
     }
 
-    /// As [`append`](Spool::append); with `demand.rows` also for a message that no sink takes, when it waits for rows that were [`set`](Spool::set) before.
+    /// As [`append`](Spool::append), and puts the message into the backlog for `demand.targets`: gives its position there. With `demand.rows` also for a
+    /// message that nobody takes, when it waits for rows that were [`set`](Spool::set) before.
     ///
     /// # Errors
     /// As [`append`](Spool::append).
@@ -314,16 +320,15 @@ impl Spool {
         demand: Demand<'_>,
         completion: Option<(Arc<dyn Completion>, u64)>,
         receivers: u32,
-    ) -> Result<Accepted, Reject> {
-        let Demand { sinks, rows } = demand;
+    ) -> Result<(Accepted, u64), Reject> {
         let shared = &*self.0.shared;
-        let in_sinks = sinks.iter().any(|&sink| shared.lane(sink).is_some_and(|l| l.delivery != Delivery::Memory));
-        let durable = in_sinks || rows;
+        let in_sinks =
+            demand.sinks.iter().any(|&sink| shared.lane(sink).is_some_and(|l| l.delivery != Delivery::Memory));
+        let durable = in_sinks || demand.rows || !demand.targets.is_empty();
         let mut inbox = shared.inbox.lock();
-        shared.admit(&inbox, message, sinks, durable)?;
-        let full = shared.push(&mut inbox, message, sinks, durable);
+        shared.admit(&inbox, message, &demand, durable)?;
+        let (full, position) = shared.push(&mut inbox, message, &demand, durable);
         let group = inbox.open();
-        group.sync |= rows;
         if durable && let Some((completion, token)) = completion {
             group.waiters.push(Waiter { completion, token, receipt: Receipt { id: message.id, receivers } });
         }
@@ -332,7 +337,48 @@ impl Spool {
             inbox.sleeping = false;
             shared.wake.notify_one();
         }
-        Ok(if durable { Accepted::Pending } else { Accepted::Done })
+        Ok((if durable { Accepted::Pending } else { Accepted::Done }, position))
+    }
+
+    /// A session has taken, or does not want any more, the message at this position of the backlog; once for each target.
+    pub fn release(&self, position: u64) {
+        if self.0.shared.backlog.lock().release(position) {
+            self.0.shared.dirty();
+        }
+    }
+
+    /// Asks for messages of the backlog, in the order of their positions. `reply` is called once, from the spool's reading thread, which it must not block, with
+    /// the first of them or all: what is not on disk yet is left out, and when that is everything, it is called after the commit.
+    pub fn fetch(&self, positions: Vec<u64>, reply: impl FnOnce(Vec<Found>) + Send + 'static) {
+        let question = backlog::Question { positions, reply: Box::new(reply) };
+        // Only a spool that was closed does not answer.
+        let _ = self.0.shared.fetch.send(reader::Fetch::Backlog(question));
+    }
+
+    /// Shows every target of the backlog as it is on disk, with the message's position and cost; `wanted` says whether the session still wants it. What nobody
+    /// wants is deleted. To be called once, at the start, before the first message is stored for a session.
+    ///
+    /// # Errors
+    /// [`Error`] of the disk.
+    pub fn backlog(&self, mut wanted: impl FnMut(u64, u32, Target<'_>) -> bool) -> Result<(), Error> {
+        let shared = &*self.0.shared;
+        store::read_backlog_index(&shared.data_dir, |first, records, bytes, index| {
+            let mut live = 0_u32;
+            let read = backlog::read_index(&index, records, |record, cost, target| {
+                live += u32::from(wanted(first + u64::from(record), cost, target));
+            });
+            match read {
+                Ok(()) => shared.backlog.lock().found(first, records, live, bytes),
+                Err(damage) => tracing::error!(%damage, position = first, "backlog index is damaged, row left alone"),
+            }
+        })?;
+        shared.dirty();
+        Ok(())
+    }
+
+    /// Bytes of all messages that wait for sessions.
+    pub fn backlog_bytes(&self) -> u64 {
+        self.0.shared.backlog.lock().bytes()
     }
 
     /// Writes a row with the next commit, at the latest after `ack_delay_ms`; None deletes it. Never blocks and never fails: while the disk does not take it,
@@ -346,6 +392,27 @@ impl Spool {
             inbox.sleeping = false;
             shared.wake.notify_one();
         }
+    }
+
+    /// Reports to `completion` when everything that was [`set`](Spool::set) before is synced.
+    ///
+    /// # Errors
+    /// `Full` while the disk does not take commits, or when too many wait; `ShuttingDown` after [`close`](Spool::close).
+    pub fn sync(&self, completion: Arc<dyn Completion>, token: u64, receipt: Receipt) -> Result<(), Reject> {
+        let shared = &*self.0.shared;
+        let mut inbox = shared.inbox.lock();
+        shared.admit_waiter(&inbox)?;
+        let group = inbox.open();
+        group.waiters.push(Waiter { completion, token, receipt });
+        group.records += 1;
+        group.durable = true;
+        group.sync = true;
+        inbox.records += 1;
+        if inbox.sleeping && inbox.records >= inbox.wake_records {
+            inbox.sleeping = false;
+            shared.wake.notify_one();
+        }
+        Ok(())
     }
 
     /// Shows every row of a kind as it is on disk, in the order of the keys. For the start: reads the disk, and does not see what waits for a commit.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::backlog::{Answers, Question};
 use super::inbox::{Order, Shared};
 use super::lane::{Lane, RowHead};
 use super::ledger::Reason;
@@ -55,6 +56,7 @@ pub struct Reader {
 /// A question to the reading thread.
 pub(super) enum Fetch {
     Row { table: Table, position: u64, reply: oneshot::Sender<Fetched> },
+    Backlog(Question),
     Stop,
 }
 
@@ -62,8 +64,10 @@ pub(super) type Fetched = Result<Option<(RowHead, Bytes)>, String>;
 
 /// The thread `spool-read`.
 pub(super) fn serve(shared: &Shared, reads: Reads, fetches: &Receiver<Fetch>) {
+    let mut answers = Answers::default();
     while let Ok(fetch) = fetches.recv() {
         match fetch {
+            Fetch::Backlog(question) => answers.answer(&shared.backlog, &reads, question),
             Fetch::Row { table, position, reply } => {
                 let row = reads.row(table, position).map_err(|error| error.to_string());
                 let _ = reply.send(row);
@@ -242,7 +246,7 @@ impl Reader {
             next
         };
         let (reply, answer) = oneshot::channel();
-        if self.shared.fetch.try_send(Fetch::Row { table: lane.table, position: fetched, reply }).is_err() {
+        if self.shared.fetch.send(Fetch::Row { table: lane.table, position: fetched, reply }).is_err() {
             return Next::Retry;
         }
         match answer.await {

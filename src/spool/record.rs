@@ -163,6 +163,11 @@ impl Pack {
         self.newest_ms = self.newest_ms.max(message.ingested_ms);
     }
 
+    /// The bytes; complete once [`seal`](Pack::seal)ed.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
     /// Completes the header and lends the bytes.
     pub fn seal(&mut self) -> &[u8] {
         if let Some((header, body)) = self.data.split_at_mut_checked(HEADER_BYTES) {
@@ -199,36 +204,126 @@ pub(super) fn decode(row: &Bytes) -> Result<Vec<Message>, Damage> {
 }
 
 fn decode_pack(rest: &mut Bytes, messages: &mut Vec<Message>) -> Result<(), Damage> {
-    let header: [u8; HEADER_BYTES] =
-        rest.get(..HEADER_BYTES).and_then(|h| h.try_into().ok()).ok_or(Damage::Truncated)?;
-    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    if header[0] != VERSION {
-        return Err(Damage::UnknownVersion(header[0]));
-    }
-    let (epoch, records, body_bytes, crc) = (word(1), word(5), word(9), word(13));
-    let end = HEADER_BYTES.checked_add(body_bytes as usize).ok_or(Damage::Truncated)?;
-    let body = rest.get(HEADER_BYTES..end).ok_or(Damage::Truncated)?;
-    if crc32(crc32(0, &header[..13]), body) != crc {
-        return Err(Damage::Checksum);
-    }
+    let Header { epoch, records, end } = Header::read(rest)?;
     let pack = rest.split_to(end);
-    let mut input = Input { data: pack.slice(HEADER_BYTES..), at: 0 };
+    let mut input = Input::new(pack.slice(HEADER_BYTES..));
     let (mut seq, mut ingested_ms) = (0u64, 0u64);
     // The smallest record is 5 bytes (flags, two deltas, one-byte lengths), so a lying count cannot make us reserve much.
-    messages.reserve((records as usize).min(body_bytes as usize / 5 + 1));
+    messages.reserve((records as usize).min((end - HEADER_BYTES) / 5 + 1));
     for _ in 0..records {
         let message = input.record(epoch, &mut seq, &mut ingested_ms)?;
         messages.push(message);
     }
-    if input.at != input.data.len() { Err(Damage::Field("records")) } else { Ok(()) }
+    if input.is_at_end() { Ok(()) } else { Err(Damage::Field("records")) }
 }
 
-struct Input {
+/// What a pack begins with.
+struct Header {
+    epoch: u32,
+    records: u32,
+    /// Where the pack ends.
+    end: usize,
+}
+
+impl Header {
+    fn parse(header: [u8; HEADER_BYTES]) -> Header {
+        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        Header { epoch: word(1), records: word(5), end: HEADER_BYTES.saturating_add(word(9) as usize) }
+    }
+
+    /// Reads the header and checks version, length and sum.
+    fn read(rest: &Bytes) -> Result<Header, Damage> {
+        let bytes: [u8; HEADER_BYTES] =
+            rest.get(..HEADER_BYTES).and_then(|h| h.try_into().ok()).ok_or(Damage::Truncated)?;
+        if bytes[0] != VERSION {
+            return Err(Damage::UnknownVersion(bytes[0]));
+        }
+        let header = Header::parse(bytes);
+        let body = rest.get(HEADER_BYTES..header.end).ok_or(Damage::Truncated)?;
+        let crc = u32::from_le_bytes([bytes[13], bytes[14], bytes[15], bytes[16]]);
+        if crc32(crc32(0, &bytes[..13]), body) != crc {
+            return Err(Damage::Checksum);
+        }
+        Ok(header)
+    }
+}
+
+/// Whether a row of one pack is whole.
+pub(super) fn check(row: &Bytes) -> Result<(), Damage> {
+    let header = Header::read(row)?;
+    if header.end == row.len() { Ok(()) } else { Err(Damage::Truncated) }
+}
+
+/// The record at `index` of a row of one pack that was [`check`]ed; None behind the last. Its payload is a copy.
+pub(super) fn nth(row: &Bytes, index: u32) -> Result<Option<Message>, Damage> {
+    let Some(head) = row.get(..HEADER_BYTES).and_then(|h| h.try_into().ok()).map(Header::parse) else {
+        return Err(Damage::Truncated);
+    };
+    if index >= head.records {
+        return Ok(None);
+    }
+    let mut input = Input::new(row.slice(HEADER_BYTES..));
+    let (mut seq, mut ingested_ms) = (0u64, 0u64);
+    for _ in 0..index {
+        input.skip(&mut seq, &mut ingested_ms)?;
+    }
+    let mut message = input.record(head.epoch, &mut seq, &mut ingested_ms)?;
+    message.payload = Bytes::copy_from_slice(&message.payload);
+    if let Some(correlation) = message.properties.as_mut().and_then(|p| p.correlation.as_mut()) {
+        *correlation = Bytes::copy_from_slice(correlation);
+    }
+    Ok(Some(message))
+}
+
+/// A cursor over encoded bytes.
+pub(super) struct Input {
     data: Bytes,
     at: usize,
 }
 
 impl Input {
+    pub fn new(data: Bytes) -> Input {
+        Input { data, at: 0 }
+    }
+
+    pub fn is_at_end(&self) -> bool {
+        self.at == self.data.len()
+    }
+
+    /// Passes over a record without making anything of it but what the next one counts from.
+    fn skip(&mut self, seq: &mut u64, ingested_ms: &mut u64) -> Result<(), Damage> {
+        let flags = self.byte()?;
+        let extended = if flags & flag::EXTENDED != 0 { self.byte()? } else { 0 };
+        *seq = seq.wrapping_add(unzigzag(self.varint()?));
+        *ingested_ms = ingested_ms.wrapping_add(unzigzag(self.varint()?));
+        if extended & extension::EPOCH != 0 {
+            self.varint()?;
+        }
+        self.range()?;
+        if flags & flag::DEVICE_WRITTEN != 0 {
+            self.range()?;
+        }
+        self.range()?;
+        if extended & extension::CONTENT_TYPE != 0 {
+            self.range()?;
+        }
+        if extended & extension::EXPIRY != 0 {
+            self.varint()?;
+        }
+        for part in [extension::RESPONSE_TOPIC, extension::CORRELATION, extension::TRACEPARENT] {
+            if extended & part != 0 {
+                self.range()?;
+            }
+        }
+        if extended & extension::USER != 0 {
+            for _ in 0..self.varint()? {
+                self.range()?;
+                self.range()?;
+            }
+        }
+        Ok(())
+    }
+
     fn record(&mut self, epoch: u32, seq: &mut u64, ingested_ms: &mut u64) -> Result<Message, Damage> {
         let flags = self.byte()?;
         let extended = if flags & flag::EXTENDED != 0 { self.byte()? } else { 0 };
@@ -305,13 +400,13 @@ impl Input {
         Ok(properties)
     }
 
-    fn byte(&mut self) -> Result<u8, Damage> {
+    pub fn byte(&mut self) -> Result<u8, Damage> {
         let byte = self.data.get(self.at).copied().ok_or(Damage::Truncated)?;
         self.at += 1;
         Ok(byte)
     }
 
-    fn varint(&mut self) -> Result<u64, Damage> {
+    pub fn varint(&mut self) -> Result<u64, Damage> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -332,7 +427,7 @@ impl Input {
         Ok(range)
     }
 
-    fn bytes(&mut self) -> Result<Bytes, Damage> {
+    pub fn bytes(&mut self) -> Result<Bytes, Damage> {
         let range = self.range()?;
         Ok(self.data.slice(range))
     }
@@ -395,7 +490,7 @@ fn put_bytes(out: &mut Vec<u8>, data: &[u8]) {
     out.extend_from_slice(data);
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;

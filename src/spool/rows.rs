@@ -22,6 +22,12 @@ pub enum Kind {
     Subscription = 3,
     /// A number that only grows; the key is its name.
     Counter = 4,
+    /// What a session has taken of its queue; the number.
+    Cursor = 5,
+    /// A packet identifier that a session's client has yet to release; the number and the identifier.
+    Unreleased = 6,
+    /// A client's will; the number.
+    Will = 7,
 }
 
 /// Rows to be written, None to be deleted.
@@ -129,16 +135,24 @@ mod tests {
     }
 
     #[test]
-    fn a_spool_of_the_first_format_gains_rows_and_keeps_what_it_has() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(open(dir.path()));
-        let file = rusqlite::Connection::open(dir.path().join("spool.db")).unwrap();
-        file.execute_batch("DROP TABLE kept; PRAGMA user_version = 1").unwrap();
-        drop(file);
-        let spool = open(dir.path());
-        assert_eq!(spool.epoch(), 2);
-        spool.set(Kind::Retained, b"a", Some(b"1"));
-        drop(spool);
-        assert_eq!(rows(&open(dir.path())).len(), 1);
+    fn a_spool_of_an_earlier_format_gains_what_it_lacks_and_keeps_what_it_has() {
+        let of_format_2 = "DROP TABLE backlog; DROP TABLE backlog_index; DELETE FROM meta WHERE key = 'backlog_end'; PRAGMA user_version = 2";
+        for (older, kept) in
+            [(of_format_2, 2), (&format!("{of_format_2}; DROP TABLE kept; PRAGMA user_version = 1"), 1)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let spool = open(dir.path());
+            spool.set(Kind::Retained, b"before", Some(b"1"));
+            drop(spool);
+            let file = rusqlite::Connection::open(dir.path().join("spool.db")).unwrap();
+            file.execute_batch(older).unwrap();
+            drop(file);
+            let spool = open(dir.path());
+            assert_eq!(spool.epoch(), 2);
+            spool.backlog(|_, _, _| true).unwrap();
+            spool.set(Kind::Retained, b"a", Some(b"1"));
+            drop(spool);
+            assert_eq!(rows(&open(dir.path())).len(), kept);
+        }
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
+use super::backlog::OpenRow;
 use super::config::{Config, SinkConfig};
 use super::lane::RowHead;
 use super::ledger::{Key, Loss, Reason, SEVERAL, Sum};
@@ -24,7 +25,7 @@ const LOCK_FILE: &str = "spool.lock";
 
 /// "Tide".
 const APPLICATION_ID: i64 = 0x5469_6465;
-/// One more than the migrations behind a file: format 2 has the rows beside the queues.
+/// One more than the migrations behind a file: format 2 has rows beside the queues, format 3 the backlog.
 const FORMAT: i64 = MIGRATIONS.len() as i64;
 /// A commit touches about three pages beyond its data, whatever their size. At 64 clients 4096 writes 3.2 bytes per user byte, 2048 2.7 and 1024 2.5,
 /// the last at a third less throughput (`bench.rs`).
@@ -40,7 +41,7 @@ const RESERVE_EXTRA_BYTES: u64 = 128 << 10;
 const PAGES_MAX: u32 = 4_294_967_294;
 
 /// What makes format n + 1 of format n; an empty file is format 0.
-const MIGRATIONS: [&str; 2] = [QUEUES, ROWS];
+const MIGRATIONS: [&str; 3] = [QUEUES, ROWS, BACKLOG];
 
 const QUEUES: &str = "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -59,6 +60,12 @@ const ROWS: &str = "
     CREATE TABLE kept (kind INTEGER NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (kind, key)) STRICT, WITHOUT ROWID;
 ";
 
+const BACKLOG: &str = "
+    INSERT INTO meta VALUES ('backlog_end', 0);
+    CREATE TABLE backlog (position INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
+    CREATE TABLE backlog_index (position INTEGER PRIMARY KEY, records INTEGER NOT NULL, bytes INTEGER NOT NULL, targets BLOB NOT NULL) STRICT;
+";
+
 /// The number in a sink's table name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Table(i64);
@@ -68,6 +75,8 @@ pub(super) struct Found {
     pub epoch: u32,
     /// The configured sinks in their order, then the others.
     pub lanes: Vec<FoundLane>,
+    /// The backlog's next position.
+    pub backlog_end: u64,
 }
 
 pub(super) struct FoundLane {
@@ -88,6 +97,11 @@ pub(super) struct Commit<'a> {
     pub losses: Vec<(&'a str, &'a Key, &'a Sum)>,
     pub damaged: Vec<(Table, &'a str, RowHead)>,
     pub kept: Option<&'a PendingRows>,
+    pub backlog: &'a [OpenRow],
+    /// Rows of the backlog to be deleted.
+    pub backlog_dead: &'a [u64],
+    /// Behind the last position that was ever given.
+    pub backlog_end: u64,
     /// Wait for the disk.
     pub sync: bool,
 }
@@ -220,10 +234,16 @@ impl Sqlite {
             lanes.push(FoundLane { name, table, acked, dropped, front, last });
         }
         self_count(&transaction, &mut self.ledger_rows)?;
+        let backlog_end: i64 = transaction.query_row(
+            "SELECT max(value, coalesce((SELECT position + records FROM backlog_index ORDER BY position DESC LIMIT 1), 0))
+             FROM meta WHERE key = 'backlog_end'",
+            [],
+            |row| row.get(0),
+        )?;
         transaction.commit()?;
         let rank = |lane: &FoundLane| sinks.iter().position(|sink| sink.name == lane.name).unwrap_or(usize::MAX);
         lanes.sort_by_key(rank);
-        Ok(Found { epoch, lanes })
+        Ok(Found { epoch, lanes, backlog_end: backlog_end.cast_unsigned() })
     }
 }
 
@@ -288,6 +308,7 @@ impl Store for Sqlite {
                 ],
             )?;
         }
+        write_backlog(&transaction, commit)?;
         if let Some(rows) = commit.kept {
             write_rows(&transaction, rows)?;
         }
@@ -370,6 +391,34 @@ impl Store for Sqlite {
     }
 }
 
+fn write_backlog(connection: &Connection, commit: &Commit<'_>) -> rusqlite::Result<()> {
+    // A cursor may be among the rows that is ahead of everything that was stored, and the last row among the dead; positions are never given again.
+    if commit.kept.is_some() || !commit.backlog_dead.is_empty() {
+        connection
+            .prepare_cached("UPDATE meta SET value = ?1 WHERE key = 'backlog_end'")?
+            .execute([commit.backlog_end.cast_signed()])?;
+    }
+    // Deleted before rows are added: the pages serve them.
+    for first in commit.backlog_dead {
+        for table in ["backlog", "backlog_index"] {
+            let mut delete = connection.prepare_cached(&format!("DELETE FROM {table} WHERE position = ?1"))?;
+            delete.execute([first.cast_signed()])?;
+        }
+    }
+    for row in commit.backlog {
+        let first = row.first.cast_signed();
+        connection.prepare_cached("INSERT INTO backlog VALUES (?1, ?2)")?.execute(params![first, row.pack.data()])?;
+        let bytes = i64::try_from(row.bytes()).unwrap_or(i64::MAX);
+        connection.prepare_cached("INSERT INTO backlog_index VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+            first,
+            row.pack.records(),
+            bytes,
+            row.index
+        ])?;
+    }
+    Ok(())
+}
+
 fn write_rows(connection: &Connection, rows: &PendingRows) -> rusqlite::Result<()> {
     let mut put = connection.prepare_cached("INSERT OR REPLACE INTO kept VALUES (?1, ?2, ?3)")?;
     let mut remove = connection.prepare_cached("DELETE FROM kept WHERE kind = ?1 AND key = ?2")?;
@@ -411,6 +460,13 @@ impl Reads {
     pub fn row(&self, table: Table, position: u64) -> rusqlite::Result<Option<(RowHead, Bytes)>> {
         row_at(&self.0, table, position, "data", data)
     }
+
+    /// The data of the backlog's row that begins at `first`.
+    pub fn backlog_row(&self, first: u64) -> rusqlite::Result<Option<Bytes>> {
+        let mut statement = self.0.prepare_cached("SELECT data FROM backlog WHERE position = ?1")?;
+        let blob = |row: &Row<'_>| Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?));
+        statement.query_row([first.cast_signed()], blob).optional()
+    }
 }
 
 /// Shows every row of a kind, in the order of the keys.
@@ -422,6 +478,23 @@ pub(super) fn read_rows(data_dir: &Path, kind: Kind, mut visit: impl FnMut(&[u8]
         let mut rows = statement.query([kind as u8])?;
         while let Some(row) = rows.next()? {
             visit(row.get_ref(0)?.as_blob()?, row.get_ref(1)?.as_blob()?);
+        }
+        Ok(())
+    };
+    read().map_err(|source| fault(&path, source))
+}
+
+/// Shows every row of the backlog's index: position, records, bytes, targets.
+pub(super) fn read_backlog_index(data_dir: &Path, mut visit: impl FnMut(u64, u32, u32, Bytes)) -> Result<(), Error> {
+    let path = data_dir.join(FILE);
+    let mut read = || -> rusqlite::Result<()> {
+        let connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let mut statement = connection.prepare("SELECT * FROM backlog_index ORDER BY position")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let bytes = u32::try_from(row.get::<_, i64>(2)?).unwrap_or(u32::MAX);
+            let targets = Bytes::copy_from_slice(row.get_ref(3)?.as_blob()?);
+            visit(row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, bytes, targets);
         }
         Ok(())
     };

@@ -16,7 +16,7 @@ use crate::units::{Age, ByteSize};
 
 // ---- support ----
 
-fn message(epoch: u32, seq: u64, payload: impl Into<Bytes>) -> Message {
+pub(super) fn message(epoch: u32, seq: u64, payload: impl Into<Bytes>) -> Message {
     let device = format!("d{}", seq % 3);
     Message {
         id: MessageId { epoch, seq },
@@ -39,7 +39,7 @@ fn open(dir: &Path, sinks: Vec<SinkConfig>) -> Spool {
 }
 
 /// Outcomes as they come.
-struct Answers(Mutex<Sender<(u64, Result<Receipt, Reject>)>>);
+pub(super) struct Answers(Mutex<Sender<(u64, Result<Receipt, Reject>)>>);
 
 impl Completion for Answers {
     fn complete(&self, token: u64, outcome: Result<Receipt, Reject>) {
@@ -47,14 +47,14 @@ impl Completion for Answers {
     }
 }
 
-type Outcome = (u64, Result<Receipt, Reject>);
+pub(super) type Outcome = (u64, Result<Receipt, Reject>);
 
-fn answers() -> (Arc<Answers>, Receiver<Outcome>) {
+pub(super) fn answers() -> (Arc<Answers>, Receiver<Outcome>) {
     let (sender, receiver) = channel();
     (Arc::new(Answers(Mutex::new(sender))), receiver)
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Appends and waits for the answer.
 fn append(spool: &Spool, sinks: &[SinkId], message: &Message) -> Result<Receipt, Reject> {
@@ -99,7 +99,7 @@ fn seqs(records: &[Stored]) -> Vec<u64> {
     records.iter().map(|record| record.message.id.seq).collect()
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "{what} did not come true");
@@ -114,18 +114,18 @@ struct Faulty {
 }
 
 #[derive(Default)]
-struct Control {
+pub(super) struct Control {
     state: Mutex<(bool, bool)>,
     changed: Condvar,
 }
 
 impl Control {
-    fn hold(&self, hold: bool) {
+    pub(super) fn hold(&self, hold: bool) {
         self.state.lock().0 = hold;
         self.changed.notify_all();
     }
 
-    fn fail(&self, fail: bool) {
+    pub(super) fn fail(&self, fail: bool) {
         self.state.lock().1 = fail;
     }
 
@@ -166,7 +166,7 @@ impl Store for Faulty {
     }
 }
 
-fn open_faulty(dir: &Path, config: Config, sinks: Vec<SinkConfig>) -> (Spool, Arc<Control>) {
+pub(super) fn open_faulty(dir: &Path, config: Config, sinks: Vec<SinkConfig>) -> (Spool, Arc<Control>) {
     let (inner, found) = Sqlite::open(dir, &config, &sinks).unwrap();
     let control = Arc::new(Control::default());
     let store = Faulty { inner, control: Arc::clone(&control) };

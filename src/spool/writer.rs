@@ -11,10 +11,12 @@ use bytes::Bytes;
 use metrics::{Counter, Histogram, counter, histogram};
 use portable_atomic::Ordering;
 
+use super::backlog::{OpenRow, Question};
 use super::config::WhenFull;
 use super::inbox::{Failure, Group, Order, Shared};
 use super::lane::{LaneState, RowHead, TailRow};
 use super::ledger::{Losses, Reason};
+use super::reader::Fetch;
 use super::record::{self, Pack};
 use super::rows::PendingRows;
 use super::store::{Ack, Commit, NewRow, Store};
@@ -280,9 +282,14 @@ impl Writer {
         let mut outgoing = Vec::new();
         let mut sync = false;
         let mut packs: &mut [Pack] = &mut [];
+        let mut backlog: &[OpenRow] = &[];
         if let Some(group) = group {
             sync = group.sync;
             packs = &mut group.packs;
+            for row in &mut group.backlog {
+                row.pack.seal();
+            }
+            backlog = &group.backlog;
         }
         for (index, lane) in shared.lanes.iter().enumerate() {
             let pack = packs.get_mut(index).filter(|pack| !pack.is_empty());
@@ -310,7 +317,11 @@ impl Writer {
         // Whoever waits for a row has set it before joining the group, so it is here.
         self.rows.absorb(std::mem::take(&mut shared.inbox.lock().rows));
         let with_acks = everything || self.acks_due.is_some_and(|due| due <= now) || !self.losses.is_empty();
-        self.transaction(&outgoing, sync, with_acks)?;
+        self.transaction(&outgoing, backlog, sync, with_acks)?;
+        if !backlog.is_empty() {
+            let asked_again = shared.backlog.lock().stored(backlog);
+            self.ask_again(asked_again);
+        }
         for row in outgoing {
             let Some(lane) = shared.lanes.get(row.lane) else { continue };
             let mut state = lane.state.lock();
@@ -330,10 +341,57 @@ impl Writer {
         Ok(())
     }
 
-    fn transaction(&mut self, outgoing: &[Outgoing], sync: bool, with_acks: bool) -> rusqlite::Result<()> {
+    /// Gives up the oldest messages for sessions beyond `backlog_bytes_max`; whoever wanted them finds them missing.
+    fn make_backlog_room(&mut self) {
+        let mut rows = self.shared.backlog.lock();
+        let given_up = rows.make_room(self.shared.config.backlog_bytes_max.bytes());
+        if given_up > 0 {
+            self.acks_due = Some(Instant::now());
+            tracing::warn!(
+                rows = given_up,
+                "spool.backlog_bytes_max reached, the oldest messages for sessions are dropped"
+            );
+        }
+    }
+
+    /// Questions for messages that were in a commit.
+    fn ask_again(&self, questions: Vec<Question>) {
+        for question in questions {
+            // Without the reading thread there is nobody left to ask.
+            let _ = self.shared.fetch.send(Fetch::Backlog(question));
+        }
+    }
+
+    fn transaction(
+        &mut self,
+        outgoing: &[Outgoing],
+        backlog: &[OpenRow],
+        sync: bool,
+        with_acks: bool,
+    ) -> rusqlite::Result<()> {
+        if !backlog.is_empty() {
+            self.make_backlog_room();
+        }
+        let dead = if with_acks { self.shared.backlog.lock().take_dead() } else { Vec::new() };
+        let result = self.try_transaction(outgoing, backlog, &dead, sync, with_acks);
+        if result.is_err() && !dead.is_empty() {
+            self.shared.backlog.lock().put_back(dead);
+        }
+        result
+    }
+
+    fn try_transaction(
+        &mut self,
+        outgoing: &[Outgoing],
+        backlog: &[OpenRow],
+        backlog_dead: &[u64],
+        sync: bool,
+        with_acks: bool,
+    ) -> rusqlite::Result<()> {
         let shared = Arc::clone(&self.shared);
         let kept = Some(&self.rows).filter(|rows| !rows.is_empty());
-        let mut commit = Commit { sync, kept, ..Commit::default() };
+        let backlog_end = shared.inbox.lock().position;
+        let mut commit = Commit { sync, kept, backlog, backlog_dead, backlog_end, ..Commit::default() };
         let mut acked = Vec::new();
         if with_acks {
             // Cursors before losses: a reader notes the loss first, so whatever is acknowledged here has its entry below.
@@ -362,7 +420,8 @@ impl Writer {
             })
             .collect();
         let nothing = commit.rows.is_empty() && commit.acks.is_empty() && commit.losses.is_empty();
-        let more = if nothing && commit.damaged.is_empty() && commit.kept.is_none() {
+        let nothing = nothing && commit.damaged.is_empty() && commit.kept.is_none();
+        let more = if nothing && backlog.is_empty() && backlog_dead.is_empty() {
             false
         } else {
             let start = Instant::now();
@@ -374,6 +433,8 @@ impl Writer {
         let data: usize = outgoing.iter().map(|row| row.data.len()).sum();
         // Four pages of tree, freelist and header beside the data.
         self.wal_bytes += data as u64 + 4 * 2072 * (1 + acked.len() as u64);
+        let stored: usize = backlog.iter().map(OpenRow::bytes).sum();
+        self.wal_bytes += stored as u64 + 4 * 2072 * (usize::from(!backlog.is_empty()) + backlog_dead.len()) as u64;
         // A row that changes rewrites its page.
         self.wal_bytes += (self.rows.bytes() + 2072 * self.rows.len()) as u64;
         if with_acks {
@@ -391,6 +452,7 @@ impl Writer {
             for (reply, records) in self.replies.drain(..) {
                 let _ = reply.send(records);
             }
+            let more = more || shared.backlog.lock().has_dead();
             self.more_to_delete = more;
             self.acks_due = more.then(Instant::now);
         }
@@ -409,7 +471,7 @@ impl Writer {
             self.set_aside();
             // Rows would take it again.
             let rows = std::mem::take(&mut self.rows);
-            let _ = self.transaction(&[], false, true);
+            let _ = self.transaction(&[], &[], false, true);
             self.rows = rows;
             self.restore_reserve();
             if let Err(error) = self.store.probe() {
@@ -611,6 +673,10 @@ impl Writer {
                 self.append_unstored(index, &mut rest);
             }
         }
+        if !group.backlog.is_empty() {
+            let asked_again = self.shared.backlog.lock().refused(&group.backlog);
+            self.ask_again(asked_again);
+        }
         let retry_after = self.retry_after();
         for waiter in group.waiters.drain(..) {
             answer(waiter.completion.as_ref(), waiter.token, Err(Reject::Full { limit: "spool", retry_after }));
@@ -753,6 +819,9 @@ impl Drop for Gone {
             (std::mem::take(&mut inbox.groups), std::mem::take(&mut inbox.orders))
         };
         drop(orders);
+        // Nobody will answer them; dropped without the lock, for they may hold the last handle.
+        let questions = self.0.backlog.lock().take_questions();
+        drop(questions);
         for waiter in groups.into_iter().flat_map(|group| group.waiters) {
             answer(waiter.completion.as_ref(), waiter.token, Err(Reject::ShuttingDown));
         }

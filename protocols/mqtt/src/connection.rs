@@ -56,6 +56,8 @@ pub struct Connection<M> {
     reauth: Reauth,
     /// Whether the client wants reason strings (Request Problem Information).
     problem_info: bool,
+    /// See [`Accept::stored`].
+    stored: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +101,7 @@ impl<M: Outgoing> Connection<M> {
             phase: Phase::AwaitConnect,
             reauth: Reauth::None,
             problem_info: true,
+            stored: false,
         }
     }
 
@@ -246,7 +249,7 @@ impl<M: Outgoing> Connection<M> {
             return Published::Closed;
         }
         let terms = self.terms();
-        let first = publish_first(false, qos, retain);
+        let first = publish_first(qos != Qos::AtMostOnce && message.repeated(), qos, retain);
         if qos == Qos::AtMostOnce && terms.aliases_max == 0 {
             return if write(message, first, None, None, terms, now, out) {
                 Published::Sent
@@ -261,7 +264,7 @@ impl<M: Outgoing> Connection<M> {
         let id = if qos == Qos::AtMostOnce {
             None
         } else {
-            match outbound.free_id() {
+            match outbound.id_for(message) {
                 None => return Published::WindowFull,
                 some => some,
             }
@@ -303,6 +306,25 @@ impl<M: Outgoing> Connection<M> {
             // The list is within its limits, so it is always written.
             let _ = ack(first, &packet, version, out);
         }
+    }
+
+    /// Answers [`Event::Delivered`] of a QoS 2 message in a stored session: what the client has received is written down, PUBREL can go.
+    pub fn release(&mut self, packet_id: PacketId, out: &mut BytesMut) {
+        if self.phase == Phase::Connected && self.outbound.as_ref().is_some_and(|o| o.is_received(packet_id)) {
+            self.reply(0x62, packet_id, Reason::Success, out);
+        }
+    }
+
+    /// Answers [`Event::Released`]: that the identifier is free is written down, PUBCOMP can go.
+    pub fn complete(&mut self, packet_id: PacketId, out: &mut BytesMut) {
+        if self.phase == Phase::Connected {
+            self.reply(0x70, packet_id, Reason::Success, out);
+        }
+    }
+
+    /// The packet identifier of an incoming message that has no answer yet.
+    pub fn packet_id(&self, handle: Handle) -> Option<PacketId> {
+        self.inbound.as_ref()?.packet_id(handle)
     }
 
     /// Answers [`Event::Subscribe`], one reason for each filter in order.

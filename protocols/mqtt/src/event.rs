@@ -37,7 +37,12 @@ pub enum Event<M> {
     /// Answer with `unsuback`.
     Unsubscribe(Box<UnsubscribeEvent>),
     /// The client took over an outgoing QoS 1 or 2 message (or refused it, `reason` then is an error): it need not be kept.
+    /// At QoS 2 that is PUBREC; [`Event::Completed`] follows.
     Delivered { message: M, reason: Reason },
+    /// The handshake of an outgoing QoS 2 message is over (PUBCOMP): its identifier is free.
+    Completed { packet_id: PacketId },
+    /// The client has released an incoming QoS 2 message of a stored session. Answer with `complete`.
+    Released { packet_id: PacketId },
 }
 
 /// Why and how a connection ended.

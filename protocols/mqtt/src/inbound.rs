@@ -88,6 +88,12 @@ impl Inbound {
         Admission::New(handle)
     }
 
+    /// The identifier of a message whose answer has not left.
+    pub(crate) fn packet_id(&self, handle: Handle) -> Option<PacketId> {
+        let index = usize::try_from(handle.0.wrapping_sub(self.first)).ok()?;
+        self.slots.get(index).map(|slot| slot.id)
+    }
+
     /// Records the application's answer. A handle that is unknown, or answered before, is ignored.
     pub(crate) fn answer(&mut self, handle: Handle, reason: Reason, text: Option<Box<str>>) {
         let index = usize::try_from(handle.0.wrapping_sub(self.first)).unwrap_or(usize::MAX);

@@ -23,6 +23,17 @@ pub trait Outgoing: Clone {
 
     fn payload(&self) -> &[u8];
 
+    /// The identifier to send it under at QoS 1 and 2, when the application has given it one, as for a session that outlives this process. Then all
+    /// messages of the connection must have one, and none two at a time. None: the next free one.
+    fn packet_id(&self) -> Option<PacketId> {
+        None
+    }
+
+    /// Whether the client may have it already from an earlier connection: sent with DUP.
+    fn repeated(&self) -> bool {
+        false
+    }
+
     /// Puts the MQTT 5 properties of the PUBLISH: expiry (what is left of it at `now`), content type, subscription identifiers and the like.
     /// Called twice for each PUBLISH to a MQTT 5 client and must do the same both times.
     fn properties(&self, now: Instant, sink: &mut PropertySink<'_>) {
@@ -88,6 +99,14 @@ impl<M: Outgoing> Outbound<M> {
         if self.queue.front().is_some_and(|e| e.id == self.next_id) { None } else { Some(self.next_id) }
     }
 
+    /// The identifier for `message`; None when it, or every one, is taken.
+    pub(crate) fn id_for(&self, message: &M) -> Option<PacketId> {
+        match message.packet_id() {
+            Some(id) => self.find(id).is_none().then_some(id),
+            None => self.free_id(),
+        }
+    }
+
     /// Keeps a message that was just sent under the identifier from `free_id`.
     pub(crate) fn sent(&mut self, id: PacketId, qos: Qos, retain: bool, message: M) {
         let stage = if qos == Qos::ExactlyOnce { Stage::Pubrec } else { Stage::Puback };
@@ -137,13 +156,18 @@ impl<M: Outgoing> Outbound<M> {
         }
     }
 
-    /// PUBCOMP. One that answers nothing is ignored.
-    pub(crate) fn pubcomp(&mut self, id: PacketId) -> Result<(), crate::Error> {
-        let Some(index) = self.find(id) else { return Ok(()) };
+    /// Whether the client has received the QoS 2 message and PUBREL is due.
+    pub(crate) fn is_received(&self, id: PacketId) -> bool {
+        self.find(id).and_then(|index| self.queue.get(index)).is_some_and(|e| e.stage == Stage::Pubcomp)
+    }
+
+    /// PUBCOMP: whether it ended a handshake. One that answers nothing is ignored.
+    pub(crate) fn pubcomp(&mut self, id: PacketId) -> Result<bool, crate::Error> {
+        let Some(index) = self.find(id) else { return Ok(false) };
         match self.queue.get(index).map(|e| e.stage) {
             Some(Stage::Pubcomp) => {
                 self.remove(index);
-                Ok(())
+                Ok(true)
             }
             _ => Err(crate::Error::Protocol("PUBCOMP before PUBREC")),
         }

@@ -199,10 +199,18 @@ struct App {
     refused: BTreeSet<u32>,
     to_send: VecDeque<(Qos, u32)>,
     delivered: usize,
+    /// The session is written down: PUBREL (true) and PUBCOMP wait for that.
+    stored: bool,
+    unwritten: VecDeque<(bool, PacketId)>,
 }
 
 impl App {
     fn decide(&mut self, conn: &mut Connection<Note>, out: &mut BytesMut, chance: &mut Chance, refusals: bool) {
+        match self.unwritten.pop_front() {
+            Some((true, id)) => conn.release(id, out),
+            Some((false, id)) => conn.complete(id, out),
+            None => {}
+        }
         if self.undecided.is_empty() {
             return;
         }
@@ -218,7 +226,9 @@ impl App {
 
     fn publish(&mut self, conn: &mut Connection<Note>, now: Instant, out: &mut BytesMut) {
         while let Some((qos, n)) = self.to_send.front().copied() {
-            match conn.publish(now, &Note::new(topic(qos), &n.to_be_bytes()), qos, false, out) {
+            let id = PacketId::new(n as u16).filter(|_| self.stored);
+            let note = Note(Arc::new((topic(qos).into(), n.to_be_bytes().into(), Vec::new(), id)));
+            match conn.publish(now, &note, qos, false, out) {
                 Published::Sent => self.to_send.pop_front(),
                 Published::WindowFull | Published::Closed => return,
                 Published::TooLarge => panic!("no limit was set"),
@@ -232,7 +242,7 @@ fn events(conn: &mut Connection<Note>, app: &mut App, now: Instant, out: &mut By
         match conn.poll_output(now, out) {
             Output::Event(Event::Connect(c)) => {
                 assert_eq!(&*c.client_id, "sim");
-                conn.accept(Accept { session: app.session.take(), ..Accept::default() }, out);
+                conn.accept(Accept { session: app.session.take(), stored: app.stored, ..Accept::default() }, out);
             }
             Output::Event(Event::Publish(p)) => {
                 let n = u32::from_be_bytes(p.payload().try_into().unwrap());
@@ -240,10 +250,15 @@ fn events(conn: &mut Connection<Note>, app: &mut App, now: Instant, out: &mut By
                 app.seen.push((p.qos, n));
                 app.undecided.push((p.handle.unwrap(), p.qos, n));
             }
-            Output::Event(Event::Delivered { reason, .. }) => {
+            Output::Event(Event::Delivered { reason, message }) => {
                 assert_eq!(reason, Reason::Success);
                 app.delivered += 1;
+                if let (Some(id), true) = (message.0.3, message.0.0 == topic(Qos::ExactlyOnce)) {
+                    app.unwritten.push_back((true, id));
+                }
             }
+            Output::Event(Event::Released { packet_id }) => app.unwritten.push_back((false, packet_id)),
+            Output::Event(Event::Completed { .. }) => {}
             Output::Event(other) => panic!("{other:?}"),
             Output::Close(close) => panic!("closed: {close:?}"),
             Output::Timeout(_) => return,
@@ -284,7 +299,8 @@ fn run(seed: u64) {
         window: 8,
         out: BytesMut::new(),
     };
-    let mut app = App { to_send: down.clone(), session: Some(SessionState::new()), ..App::default() };
+    let stored = seed % 4 >= 2;
+    let mut app = App { to_send: down.clone(), session: Some(SessionState::new()), stored, ..App::default() };
     let mut now = Instant::now();
     let mut breaks = 6;
     let mut rounds = 0;
@@ -334,7 +350,12 @@ fn run(seed: u64) {
             let idle = !moved && to_server.is_empty() && client.out.is_empty() && to_client.is_empty();
             let done = client.to_send.is_empty() && client.in_flight.is_empty() && app.to_send.is_empty();
             quiet = if idle { quiet + 1 } else { 0 };
-            if done && app.delivered + app.to_send.len() >= down.len() && quiet > 60 && app.undecided.is_empty() {
+            if done
+                && app.delivered + app.to_send.len() >= down.len()
+                && quiet > 60
+                && app.undecided.is_empty()
+                && app.unwritten.is_empty()
+            {
                 // All said: nothing may be left in flight.
                 assert!(conn.take_session().in_flight().next().is_none());
                 verify(&client, &app, &up, &down);
@@ -352,6 +373,7 @@ fn run(seed: u64) {
             app.decide(&mut conn, &mut to_client, &mut chance, false);
         }
         app.undecided.clear();
+        app.unwritten.clear();
         if conn.is_connected() || app.session.is_none() {
             app.session = Some(conn.take_session());
         }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_auth::enhanced;
-use tidegate_mqtt::{Accept, ConnectEvent, PacketId, Reason, SessionState, Version, WillMessage};
+use tidegate_mqtt::{Accept, ConnectEvent, PacketId, Reason, SessionState, Stage, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Shared;
 use super::link::{Link, Out, now};
-use super::outcome;
+use super::{message, outcome};
 use crate::gateway::{
     Channel, Client, Delivery, Gateway, InFlight, Login, Mailbox, MqttPending, MqttStep, Now, Open, PublicKey, wall_ms,
 };
@@ -125,7 +125,6 @@ pub struct Entered {
     pub expires: Option<Instant>,
     /// What it asked for, when it asked for more than is granted.
     pub expiry_secs: u32,
-    pub will: Option<Box<WillMessage>>,
     /// For a re-authentication; only who began with one may.
     pub names: Option<Box<Names>>,
 }
@@ -161,11 +160,18 @@ pub async fn enter<IO: AsyncRead + AsyncWrite + Unpin>(
         meters().mqtt.reject(&reject);
         outcome::connack(&reject)
     })?;
-    let client = opened.client;
+    let mut client = opened.client;
     client.seen(wall_ms());
+    if let Some(will) = will {
+        // Refused it will never be published; the client is not refused for it.
+        if let Err(reject) = gateway.set_will(&mut client, message::will(&will)) {
+            gateway.note_reject(&client, &reject);
+        }
+    }
     let session = opened.resumed.map(resumed);
     let accept = Accept {
         session,
+        stored: client.is_persistent(),
         assigned_client_id: assigned.as_deref(),
         session_expiry_secs: (granted != session_expiry_secs).then_some(granted),
         auth_data: data.as_deref(),
@@ -174,17 +180,18 @@ pub async fn enter<IO: AsyncRead + AsyncWrite + Unpin>(
     let mut out = link.begin();
     link.engine.accept(accept, &mut out.bytes);
     let names = (version == Version::V5 && auth.is_some()).then(|| Box::new(Names { username, client_id }));
-    Ok((Entered { client, expires, expiry_secs: granted, will: will.map(Box::new), names }, out))
+    Ok((Entered { client, expires, expiry_secs: granted, names }, out))
 }
 
-/// The engine's state of a session that goes on: what this module left, or what the gateway has read from disk.
+/// The engine's state of a session that goes on. What the client has not answered comes out of the outbox again.
 fn resumed(state: Box<dyn Any + Send>) -> SessionState<Delivery> {
-    let stored = match state.downcast::<SessionState<Delivery>>() {
-        Ok(state) => return *state,
-        Err(state) => state.downcast::<InFlight>().unwrap_or_default(),
-    };
+    // Every session of this protocol was left by this module, so the state is of this type.
+    let InFlight { received, unreleased, .. } = state.downcast().map(|state| *state).unwrap_or_default();
     let mut session = SessionState::new();
-    for id in stored.unreleased.iter().filter_map(|id| PacketId::new(*id)) {
+    for id in received.into_iter().filter_map(PacketId::new) {
+        session.restore_in_flight(id, Stage::Pubcomp, false, None);
+    }
+    for id in unreleased.into_iter().filter_map(PacketId::new) {
         session.restore_unreleased(id);
     }
     session

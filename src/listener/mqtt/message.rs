@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use tidegate_http::traceparent;
-use tidegate_mqtt::{Outgoing, Properties as WireProperties, Property, PropertySink};
+use tidegate_mqtt::{Outgoing, PacketId, Properties as WireProperties, Property, PropertySink, WillMessage};
 
-use crate::gateway::{Delivery, wall_ms};
+use super::outcome;
+use crate::gateway::{Delivery, Draft, Will, wall_ms};
 use crate::message::Properties;
 
 /// The gateway's form of what a PUBLISH or a will carries beside its payload; `None` when there is nothing.
@@ -32,6 +33,17 @@ pub fn properties(wire: WireProperties<'_>) -> Option<Box<Properties>> {
     (*properties != Properties::default()).then_some(properties)
 }
 
+/// The gateway's form of a will.
+pub fn will(will: &WillMessage) -> Will {
+    let draft = Draft {
+        payload: will.payload.clone(),
+        qos: outcome::from_wire(will.qos),
+        retain: will.retain,
+        properties: properties(will.properties()),
+    };
+    Will { topic: will.topic.clone(), draft, delay_secs: will.delay_secs }
+}
+
 impl Outgoing for Delivery {
     fn topic(&self) -> &str {
         self.topic_parts().1
@@ -43,6 +55,14 @@ impl Outgoing for Delivery {
 
     fn payload(&self) -> &[u8] {
         &self.message.payload
+    }
+
+    fn packet_id(&self) -> Option<PacketId> {
+        PacketId::new(self.ticket?.id())
+    }
+
+    fn repeated(&self) -> bool {
+        self.repeated
     }
 
     fn properties(&self, _: Instant, sink: &mut PropertySink<'_>) {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tidegate_mqtt::{
-    Close, Event, Handle, Output, PublishEvent, Published, Reason, RetainHandling, SubscribeEvent, UnsubscribeEvent,
-    Version, WillMessage,
+    Close, Event, Handle, Output, PacketId, PublishEvent, Published, Reason, RetainHandling, Stage, SubscribeEvent,
+    UnsubscribeEvent, Version,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -17,10 +17,10 @@ use super::login::{self, Entered, Names};
 use super::outcome::{self, Refused};
 use super::{Terms, message, note_end};
 use crate::gateway::{
-    self, Address, Channel, Client, Delivery, Draft, Drained, Gateway, Keep, MqttPending, MqttStep, Now, SendRetained,
-    SubscribeOptions, is_expired, wall_ms,
+    self, Address, Channel, Client, Delivery, Draft, Drained, Gateway, InFlight, Keep, MqttPending, MqttStep, Now,
+    SendRetained, SubscribeOptions, is_expired, wall_ms,
 };
-use crate::message::{CloseReason, Completion, Receipt, Reject};
+use crate::message::{CloseReason, Completion, Qos, Receipt, Reject};
 use crate::telemetry::meters;
 
 /// See the module's documentation.
@@ -42,9 +42,11 @@ pub struct Session<IO> {
     expires: Option<Instant>,
     /// The Session Expiry Interval that was granted.
     expiry_secs: u32,
-    will: Option<Box<WillMessage>>,
     renewal: Option<Box<Renewal>>,
     held: Option<Box<Held>>,
+    /// Answers that leave when what they say is on disk, by their token.
+    waits: Vec<(u64, After)>,
+    next_wait: u64,
     /// The session is to end, once what was published is answered, or at this instant.
     ending: Option<(CloseReason, Instant)>,
 }
@@ -63,6 +65,24 @@ struct Held {
     message: Option<PublishEvent>,
 }
 
+/// What a persistent session's client is told when it is on disk.
+enum After {
+    Suback(Box<Suback>),
+    Unsuback(PacketId, Vec<Reason>),
+    /// PUBREL.
+    Release(PacketId),
+    /// PUBCOMP.
+    Complete(PacketId),
+}
+
+struct Suback {
+    packet_id: PacketId,
+    reasons: Vec<Reason>,
+    text: Option<String>,
+    /// What was granted, to be taken back if it cannot be stored.
+    granted: Vec<Box<str>>,
+}
+
 impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     pub fn new(
         link: Link<IO>,
@@ -72,7 +92,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         terms: Arc<Terms>,
         channel: Option<Box<Channel>>,
     ) -> Self {
-        let Entered { client, expires, expiry_secs, will, names } = entered;
+        let Entered { client, expires, expiry_secs, names } = entered;
         let renewal = names.zip(channel);
         Session {
             link,
@@ -86,10 +106,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             engine_deadline: None,
             expires,
             expiry_secs,
-            will,
             renewal: renewal
                 .map(|(names, channel)| Box::new(Renewal { names: *names, channel: *channel, pending: None })),
             held: None,
+            waits: Vec::new(),
+            next_wait: 0,
             ending: None,
         }
     }
@@ -207,11 +228,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             Event::Publish(event) => self.on_publish(event, now, out),
             Event::Subscribe(event) => self.on_subscribe(&event, now, out),
             Event::Unsubscribe(event) => self.on_unsubscribe(&event, out),
-            Event::Delivered { reason, .. } => {
+            Event::Delivered { message, reason } => {
                 if reason.is_error() {
                     tracing::debug!(session = self.client.session.id.0, %reason, "message refused by the client");
                 }
+                match message.ticket.and_then(|ticket| PacketId::new(ticket.id())) {
+                    Some(id) if message.qos == Qos::ExactlyOnce && !reason.is_error() => {
+                        let token = self.wait_token();
+                        let stored = self.gateway.received(&self.client, &message, (&self.completion, token));
+                        self.after(token, After::Release(id), stored, out);
+                    }
+                    Some(_) | None => self.gateway.delivered(&self.client, &message),
+                }
             }
+            Event::Released { packet_id } => {
+                let token = self.wait_token();
+                let stored = self.gateway.released(&mut self.client, packet_id.get(), (&self.completion, token));
+                self.after(token, After::Complete(packet_id), stored, out);
+            }
+            Event::Completed { packet_id } => self.gateway.completed(&self.client, packet_id.get()),
             Event::Reauthenticate { data } => self.on_reauthenticate(data.expose(), now, out),
             Event::Auth { data } => self.on_auth(data.expose(), now, out),
             // A second CONNECT is an error that the engine ends the connection with.
@@ -230,7 +265,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         };
         let address = Address::from_mqtt(event.topic());
         let done = event.handle.map(|handle| (&self.completion, self.salt | handle.token()));
-        match self.gateway.publish(&mut self.client, address, draft, done, now) {
+        let id = event
+            .handle
+            .filter(|_| draft.qos == Qos::ExactlyOnce)
+            .and_then(|handle| self.link.engine.packet_id(handle));
+        let published = match id {
+            Some(id) => self.gateway.publish_once(&mut self.client, id.get(), address, draft, done, now),
+            None => self.gateway.publish(&mut self.client, address, draft, done, now),
+        };
+        match published {
             Ok(gateway::Published::Done(receipt)) => {
                 if let Some(handle) = event.handle {
                     self.link.engine.ack(handle, outcome::accepted(receipt), None, out);
@@ -273,12 +316,18 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if token & !TOKEN_MASK != self.salt {
             return;
         }
+        if token & WAIT_BIT != 0 {
+            return self.on_stored(token, outcome, out);
+        }
         let handle = Handle::from_token(token & TOKEN_MASK);
         let reject = match outcome {
             Ok(receipt) => return self.link.engine.ack(handle, outcome::accepted(receipt), None, out),
             Err(reject) => reject,
         };
         self.gateway.note_reject(&self.client, &reject);
+        if let Some(id) = self.link.engine.packet_id(handle) {
+            self.gateway.free_id(&mut self.client, id.get());
+        }
         match self.refused(&reject) {
             Refused::Answer(reason) => self.link.engine.ack(handle, reason, self.explain(&reject).as_deref(), out),
             // The message is not here any more. The client sends it again when it comes back, so it is made to.
@@ -288,9 +337,65 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         }
     }
 
+    fn wait_token(&mut self) -> u64 {
+        self.next_wait = (self.next_wait + 1) & (WAIT_BIT - 1);
+        self.salt | WAIT_BIT | self.next_wait
+    }
+
+    /// Says what is to be said now, or when `token` comes back.
+    fn after(&mut self, token: u64, after: After, stored: Result<gateway::Published, Reject>, out: &mut BytesMut) {
+        match stored {
+            Ok(gateway::Published::Pending) => self.waits.push((token, after)),
+            Ok(gateway::Published::Done(_)) => self.say(after, out),
+            Err(reject) => self.cannot_say(after, &reject, out),
+        }
+    }
+
+    fn on_stored(&mut self, token: u64, outcome: Result<Receipt, Reject>, out: &mut BytesMut) {
+        let Some(at) = self.waits.iter().position(|(known, _)| *known == token) else { return };
+        let (_, after) = self.waits.remove(at);
+        match outcome {
+            Ok(_) => self.say(after, out),
+            Err(reject) => self.cannot_say(after, &reject, out),
+        }
+    }
+
+    fn say(&mut self, after: After, out: &mut BytesMut) {
+        match after {
+            After::Suback(suback) => {
+                let Suback { packet_id, reasons, text, .. } = *suback;
+                self.link.engine.suback(packet_id, &reasons, text.as_deref(), out);
+            }
+            After::Unsuback(id, reasons) => self.link.engine.unsuback(id, &reasons, None, out),
+            After::Release(id) => self.link.engine.release(id, out),
+            After::Complete(id) => self.link.engine.complete(id, out),
+        }
+    }
+
+    fn cannot_say(&mut self, after: After, reject: &Reject, out: &mut BytesMut) {
+        match after {
+            After::Suback(mut suback) => {
+                for filter in &suback.granted {
+                    self.gateway.unsubscribe(&mut self.client, filter, 0);
+                }
+                suback
+                    .reasons
+                    .iter_mut()
+                    .filter(|reason| !reason.is_error())
+                    .for_each(|r| *r = outcome::suback(reject));
+                let text = self.explain(reject);
+                self.link.engine.suback(suback.packet_id, &suback.reasons, text.as_deref(), out);
+            }
+            // It goes on, or is asked for again, when the client comes back.
+            After::Unsuback(..) | After::Release(_) | After::Complete(_) => {
+                self.link.engine.disconnect(Reason::QuotaExceeded, self.explain(reject).as_deref(), out);
+            }
+        }
+    }
+
     fn on_subscribe(&mut self, event: &SubscribeEvent, now: Instant, out: &mut BytesMut) {
         let mut reasons = Vec::with_capacity(event.subscriptions.len());
-        let mut retained = Vec::new();
+        let (mut retained, mut granted) = (Vec::new(), Vec::new());
         let mut text = None;
         for wanted in &event.subscriptions {
             let options = SubscribeOptions {
@@ -309,6 +414,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 Ok(subscribed) => {
                     reasons.push(outcome::granted(subscribed.qos));
                     retained.extend(subscribed.retained);
+                    granted.push(wanted.filter.clone());
                 }
                 Err(reject) => {
                     reasons.push(outcome::suback(&reject));
@@ -316,7 +422,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 }
             }
         }
-        self.link.engine.suback(event.packet_id, &reasons, text.as_deref(), out);
+        if self.client.is_persistent() {
+            let token = self.wait_token();
+            let stored = self.gateway.settle(&self.client, (&self.completion, token));
+            let suback = Suback { packet_id: event.packet_id, reasons, text, granted };
+            self.after(token, After::Suback(Box::new(suback)), stored, out);
+        } else {
+            self.link.engine.suback(event.packet_id, &reasons, text.as_deref(), out);
+        }
         self.backlog.extend(retained);
     }
 
@@ -329,7 +442,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 false => Reason::NoSubscriptionExisted,
             })
             .collect();
-        self.link.engine.unsuback(event.packet_id, &reasons, None, out);
+        if self.client.is_persistent() {
+            let token = self.wait_token();
+            let stored = self.gateway.settle(&self.client, (&self.completion, token));
+            self.after(token, After::Unsuback(event.packet_id, reasons), stored, out);
+        } else {
+            self.link.engine.unsuback(event.packet_id, &reasons, None, out);
+        }
     }
 
     // Proofs renewed while the session lives.
@@ -418,6 +537,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             let properties = delivery.message.properties.is_some();
             if properties && is_expired(&delivery.message, wall_ms()) {
                 meters().dropped_outbox.increment(1);
+                self.gateway.delivered(&self.client, delivery);
                 self.backlog.pop_front();
                 continue;
             }
@@ -425,7 +545,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             match self.link.engine.publish(now, delivery, qos, delivery.retain, out) {
                 Published::Sent => sent += 1,
                 // [MQTT-3.1.2-25]: as if it had been delivered.
-                Published::TooLarge => meters().dropped_outbox.increment(1),
+                Published::TooLarge => {
+                    meters().dropped_outbox.increment(1);
+                    self.gateway.delivered(&self.client, delivery);
+                }
                 Published::WindowFull | Published::Closed => break,
             }
             self.backlog.pop_front();
@@ -496,14 +619,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if expiry.is_some() {
             self.settle().await;
         }
-        let Session { mut link, mut client, gateway, mut backlog, will, .. } = *self;
+        let Session { mut link, mut client, gateway, .. } = *self;
         let now = now();
-        if let Some(will) = will.filter(|_| close.will) {
-            publish_will(&gateway, &mut client, &will, now);
+        if !close.will {
+            gateway.cancel_will(&mut client);
         }
         let keep = expiry.map(|expiry| {
-            client.outbox.put_back(&mut backlog);
-            Keep { state: Box::new(link.engine.take_session()), expiry: Some(expiry) }
+            let state = link.engine.take_session();
+            let waits = |stage| matches!(stage, Stage::Puback | Stage::Pubrec);
+            let sent = state.in_flight().filter(|(_, stage, ..)| waits(*stage)).map(|(id, ..)| id.get()).collect();
+            let unreleased = state.unreleased().map(PacketId::get).collect();
+            Keep { state: Box::new(InFlight { sent, unreleased, ..InFlight::default() }), expiry: Some(expiry) }
         });
         gateway.close(client, keep, now);
         link
@@ -544,24 +670,15 @@ fn payload(event: &PublishEvent) -> Bytes {
     }
 }
 
-fn publish_will(gateway: &Gateway, client: &mut Client, will: &WillMessage, now: Instant) {
-    let draft = Draft {
-        payload: will.payload.clone(),
-        qos: outcome::from_wire(will.qos),
-        retain: will.retain,
-        properties: message::properties(will.properties()),
-    };
-    // A refusal is counted and logged by the gateway; there is nobody left to tell.
-    let _ = gateway.publish(client, Address::from_mqtt(&will.topic), draft, None, now);
-}
-
 /// Output that may wait for the peer before nothing more is read, nor taken from the outbox.
 const OUT_BYTES_MAX: usize = 64 * 1024;
 /// Messages taken from the outbox at a time.
 const DELIVERIES_MAX: usize = 256;
 /// Turns before the thread's other tasks are let on.
 const TURNS_MAX: usize = 8;
-/// A token's lower bits are the engine's handle, one per message; a connection does not live to see 2^40 of them.
+/// A token's lower bits are the engine's handle, one per message; a connection does not live to see 2^39 of them.
 const TOKEN_BITS: u32 = 40;
 const TOKEN_MASK: u64 = (1 << TOKEN_BITS) - 1;
+/// Told apart from handles: what waits for the disk without a message.
+const WAIT_BIT: u64 = 1 << (TOKEN_BITS - 1);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -18,6 +18,9 @@ use crate::topic;
 pub struct Accept<'a, M> {
     /// The session to go on with; None starts a new one. Ignored when the client asked for a clean start.
     pub session: Option<SessionState<M>>,
+    /// The session is written down and outlives this process: PUBREL waits for [`Connection::release`], PUBCOMP for [`Connection::complete`], so that a
+    /// QoS 2 handshake goes on where it was after a crash.
+    pub stored: bool,
     /// For a client that sent an empty identifier.
     pub assigned_client_id: Option<&'a str>,
     /// When it is to be another than the client asked for, in seconds.
@@ -32,6 +35,7 @@ impl<M> Default for Accept<'_, M> {
     fn default() -> Self {
         Accept {
             session: None,
+            stored: false,
             assigned_client_id: None,
             session_expiry_secs: None,
             auth_data: None,
@@ -198,6 +202,7 @@ impl<M: Outgoing> Connection<M> {
             self.inbound = (!unreleased.is_empty()).then(|| Box::new(Inbound::resume(unreleased)));
             self.outbound = Some(Box::new(Outbound::resume(in_flight, next_id)));
         }
+        self.stored = accept.stored;
         self.phase = Phase::Connected;
         self.handshake_deadline = None;
     }

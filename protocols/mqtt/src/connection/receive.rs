@@ -47,11 +47,20 @@ impl<M: Outgoing> Connection<M> {
             Packet::Pubrec(ack) => self.receive_pubrec(&ack, out),
             Packet::Pubrel(packet) => {
                 let known = self.inbound.as_mut().is_some_and(|i| i.release(packet.packet_id));
+                if known && self.stored {
+                    self.event = Some(Event::Released { packet_id: packet.packet_id });
+                    return Ok(());
+                }
                 let reason = if known { Reason::Success } else { Reason::PacketIdentifierNotFound };
                 self.reply(0x70, packet.packet_id, reason, out);
                 Ok(())
             }
-            Packet::Pubcomp(ack) => self.outbound.as_mut().map_or(Ok(()), |o| o.pubcomp(ack.packet_id)),
+            Packet::Pubcomp(ack) => {
+                if self.outbound.as_mut().map_or(Ok(false), |o| o.pubcomp(ack.packet_id))? {
+                    self.event = Some(Event::Completed { packet_id: ack.packet_id });
+                }
+                Ok(())
+            }
             Packet::Subscribe(packet) => self.receive_subscribe(&packet),
             Packet::Unsubscribe(packet) => self.receive_unsubscribe(&packet),
             Packet::Pingreq => {
@@ -198,6 +207,10 @@ impl<M: Outgoing> Connection<M> {
         let (known, message) = outbound.map_or(Ok((false, None)), |o| o.pubrec(packet.packet_id, packet.reason))?;
         if let Some(message) = message {
             self.event = Some(Event::Delivered { message, reason: packet.reason });
+            if self.stored {
+                // The application says when.
+                return Ok(());
+            }
         }
         if !packet.reason.is_error() {
             let reason = if known { Reason::Success } else { Reason::PacketIdentifierNotFound };
@@ -276,7 +289,7 @@ impl<M: Outgoing> Connection<M> {
         Ok(())
     }
 
-    fn reply(&self, first: u8, packet_id: PacketId, reason: Reason, out: &mut BytesMut) {
+    pub(super) fn reply(&self, first: u8, packet_id: PacketId, reason: Reason, out: &mut BytesMut) {
         // Without properties it is always written.
         let _ = ack(first, &Ack { packet_id, reason, properties: Properties::EMPTY }, self.version, out);
     }

@@ -13,12 +13,12 @@ use tidegate_mqtt::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note(pub Arc<Parts>);
 
-/// Topic, payload and user properties.
-type Parts = (String, Vec<u8>, Vec<(String, String)>);
+/// Topic, payload, user properties and the packet identifier that the application has given it.
+type Parts = (String, Vec<u8>, Vec<(String, String)>, Option<PacketId>);
 
 impl Note {
     pub fn new(topic: &str, payload: &[u8]) -> Self {
-        Note(Arc::new((topic.into(), payload.into(), Vec::new())))
+        Note(Arc::new((topic.into(), payload.into(), Vec::new(), None)))
     }
 }
 
@@ -29,6 +29,10 @@ impl Outgoing for Note {
 
     fn payload(&self) -> &[u8] {
         &self.0.1
+    }
+
+    fn packet_id(&self) -> Option<PacketId> {
+        self.0.3
     }
 
     fn properties(&self, _: Instant, sink: &mut PropertySink<'_>) {
