@@ -30,7 +30,7 @@ pub(super) async fn tail(State(admin): Shared, Query(query): Query<TailQuery>) -
         Ok(filter) => filter,
         Err(reject) => return (StatusCode::BAD_REQUEST, problem(&reject.to_string())).into_response(),
     };
-    let limits = OutboxLimits { messages_max: 256, bytes_max: 1 << 20 };
+    let limits = OutboxLimits { messages_max: 256, bytes_max: 1 << 20, crowded_wait: std::time::Duration::ZERO };
     let follower = Follower::new(admin, filter, limits);
     match follower {
         Ok(follower) => {

@@ -31,6 +31,8 @@ pub struct Client {
     pub(super) will: Option<Box<Registered>>,
     /// The packet identifier of the `QoS` 2 message that is being published.
     pub(super) once: Option<u16>,
+    /// A subscriber of the message just published to wait for.
+    pub(super) crowded: Option<Arc<Outbox>>,
     /// Reused for canonical topics.
     pub(super) scratch: String,
 }
@@ -44,6 +46,11 @@ impl Client {
     /// Notes a sign of life.
     pub fn seen(&self, now_ms: u64) {
         self.session.last_seen_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// A subscriber of what was published last that has much waiting at `QoS` 0: who can stop reading for it ([`Outbox::poll_room`]) spares it losses.
+    pub fn take_crowded(&mut self) -> Option<Arc<Outbox>> {
+        self.crowded.take()
     }
 
     /// Whether the session is on disk.

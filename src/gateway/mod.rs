@@ -336,6 +336,7 @@ impl Gateway {
             durable,
             will: None,
             once: None,
+            crowded: None,
             scratch: String::new(),
         };
         Ok(Opened { client, resumed })
@@ -436,6 +437,7 @@ impl Gateway {
         let outbox = OutboxLimits {
             messages_max: limits.outbox_messages_max as usize,
             bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX),
+            crowded_wait: Duration::from_millis(limits.crowded_wait_ms.into()),
         };
         let queue = QueueLimits {
             messages_max: limits.session_queue_messages_max as usize,

@@ -146,7 +146,9 @@ impl Gateway {
         if let (Some(packet_id), Err(_)) = (once, &result) {
             self.free_id(client, packet_id);
         }
-        result
+        let (published, crowded) = result?;
+        client.crowded = crowded;
+        Ok(published)
     }
 
     /// Takes one token of the device's bucket; an anonymous caller is charged by address.
@@ -283,7 +285,7 @@ impl Gateway {
         let message = self.own_message(topic, payload, retain);
         let (_, matches) = self.hub.matches(message.topic.as_str());
         let sinks = self.sinks_of(message.topic.as_str());
-        self.dispatch(message, &matches, &sinks, false, None, now)
+        self.dispatch(message, &matches, &sinks, false, None, now).map(|(published, _)| published)
     }
 
     /// A message from a broker upstream: to local subscribers alone, never to a sink, where it could go round in a circle.
@@ -297,7 +299,7 @@ impl Gateway {
         }
         let (_, matches) = self.hub.matches(topic.as_str());
         let message = self.own_message(topic, payload, retain);
-        self.dispatch(message, &matches, &[], false, None, now)
+        self.dispatch(message, &matches, &[], false, None, now).map(|(published, _)| published)
     }
 
     fn own_message(&self, topic: Topic, payload: Bytes, retain: bool) -> Arc<Message> {
@@ -313,7 +315,7 @@ impl Gateway {
         })
     }
 
-    /// Retain, spool, subscribers, acknowledgement.
+    /// Retain, spool, subscribers, acknowledgement. Names a subscriber that the publisher does well to wait for, if there is one.
     pub(super) fn dispatch(
         &self,
         message: Arc<Message>,
@@ -322,7 +324,7 @@ impl Gateway {
         with_rows: bool,
         done: Option<Done<'_>>,
         now: Instant,
-    ) -> Result<Published, Reject> {
+    ) -> Result<(Published, Option<Arc<super::Outbox>>), Reject> {
         self.remember(&message)?;
         // A retained value is a promise of its own: it is on disk before it is acknowledged.
         let rows = with_rows || (message.retain && message.qos != Qos::AtMostOnce && done.is_some());
@@ -331,7 +333,8 @@ impl Gateway {
         let receipt = Receipt { id, receivers: u32::try_from(expected).unwrap_or(u32::MAX) };
         if matches.stored && message.qos != Qos::AtMostOnce {
             let demand = Demand { sinks, rows, ..Demand::default() };
-            return self.dispatch_stored(&message, matches, demand, done, receipt, now);
+            let published = self.dispatch_stored(&message, matches, demand, done, receipt, now)?;
+            return Ok((published, None));
         }
 
         // The subscriber whose slowness holds the acknowledgement back has to be known before the spool gets the completion.
@@ -363,7 +366,8 @@ impl Gateway {
             outbox.when_drained(completion, token, receipt);
             pending = true;
         }
-        Ok(if pending { Published::Pending } else { Published::Done(receipt) })
+        let published = if pending { Published::Pending } else { Published::Done(receipt) };
+        Ok((published, delivered.crowded))
     }
 }
 

@@ -51,6 +51,8 @@ impl quick_cache::Weighter<Topic, Arc<Message>> for ByCost {
 pub struct Delivered {
     pub receivers: u32,
     pub dropped: u32,
+    /// A subscriber that a publisher of `QoS` 0 does well to wait for: see [`Outbox::poll_room`].
+    pub crowded: Option<Arc<Outbox>>,
 }
 
 impl Hub {
@@ -217,6 +219,10 @@ fn push(message: &Arc<Message>, target: &Target, now: Instant, delivered: &mut D
     }
     match target.outbox.push(target.delivery(message, None), now) {
         Pushed::Taken | Pushed::Slow => delivered.receivers += 1,
+        Pushed::Crowded => {
+            delivered.receivers += 1;
+            delivered.crowded.get_or_insert_with(|| target.outbox.clone());
+        }
         Pushed::Dropped => delivered.dropped += 1,
     }
 }

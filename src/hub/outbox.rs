@@ -14,7 +14,7 @@ use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -28,6 +28,8 @@ pub struct OutboxLimits {
     pub messages_max: usize,
     /// High-water mark in bytes of [`Message::cost_bytes`], at least 1.
     pub bytes_max: usize,
+    /// How long publishers of `QoS` 0 wait for an outbox that is more than half full to come down to a quarter.
+    pub crowded_wait: Duration,
 }
 
 /// A message on its way to one subscriber.
@@ -85,6 +87,8 @@ pub struct Drained {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushed {
     Taken,
+    /// `QoS` 0, taken; who can wait is to publish no more until there is room ([`Outbox::poll_room`]).
+    Crowded,
     /// Taken, but above the high-water mark: withhold the publisher's acknowledgement ([`Outbox::when_drained`]).
     Slow,
     /// Not taken: `QoS` 0 above the mark, or the hard bound, or the session is gone.
@@ -127,6 +131,12 @@ struct Inner {
     /// Publishers that wait for this outbox to drain.
     waiting: Vec<Waiting>,
     slow_since: Option<Instant>,
+    /// Since when it has been more than half full without coming down to a quarter.
+    crowded_since: Option<Instant>,
+    /// Publishers of `QoS` 0 that wait for that.
+    crowd: Vec<Waker>,
+    /// How often a crowd has been let go.
+    crowds: u32,
     /// The session's task has no room for messages: a push need not wake it.
     only_outcomes: bool,
     /// No task drains it: a persistent session between two connections. `QoS` 0 is not kept.
@@ -141,6 +151,13 @@ struct Waiting {
 }
 
 const HARD_FACTOR: usize = 4;
+
+/// Ends the waiting of publishers of `QoS` 0.
+fn disperse(inner: &mut Inner) -> Vec<Waker> {
+    inner.crowded_since = None;
+    inner.crowds = inner.crowds.wrapping_add(1);
+    std::mem::take(&mut inner.crowd)
+}
 
 impl Outbox {
     pub fn new(session: SessionId, limits: OutboxLimits) -> Self {
@@ -182,6 +199,9 @@ impl Outbox {
                 waker: None,
                 waiting: Vec::new(),
                 slow_since: None,
+                crowded_since: None,
+                crowd: Vec::new(),
+                crowds: 0,
                 only_outcomes: false,
                 parked: false,
                 dropped: 0,
@@ -242,15 +262,34 @@ impl Outbox {
         if newly_slow {
             inner.slow_since = Some(now);
         }
+        let waits_for_room = delivery.qos == Qos::AtMostOnce;
         inner.queue.push_back(delivery);
         inner.bytes = inner.bytes.saturating_add(cost);
         self.depth.store(messages + 1, Ordering::Relaxed);
+        let crowded = waits_for_room && !self.is_low(&inner) && self.has_patience(&mut inner, now);
         let waker = if inner.only_outcomes && !newly_slow { None } else { inner.waker.take() };
         drop(inner);
         if let Some(waker) = waker {
             waker.wake();
         }
-        if above { Pushed::Slow } else { Pushed::Taken }
+        match (above, crowded) {
+            (true, _) => Pushed::Slow,
+            (false, true) => Pushed::Crowded,
+            (false, false) => Pushed::Taken,
+        }
+    }
+
+    /// Pending while a publisher of `QoS` 0 is to wait, with the time when it need not any more. `joined` is None at first and belongs to one wait.
+    pub fn poll_room(&self, cx: &mut Context<'_>, joined: &mut Option<u32>, now: Instant) -> Poll<()> {
+        let mut inner = self.inner.lock();
+        let over = inner.crowded_since.is_none_or(|since| now >= since + self.limits.crowded_wait);
+        if over || inner.parked || inner.close.is_some() || joined.is_some_and(|joined| joined != inner.crowds) {
+            return Poll::Ready(());
+        }
+        if joined.replace(inner.crowds).is_none() {
+            inner.crowd.push(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// Reports `receipt` to `completion` once the outbox has drained to half its mark, or the session has ended.
@@ -280,7 +319,9 @@ impl Outbox {
         }
         let released = self.release_waiting(&mut inner);
         let wanted = self.wanted(&mut inner);
+        let crowd = self.release_crowd(&mut inner);
         drop(inner);
+        crowd.into_iter().for_each(Waker::wake);
         self.load(wanted);
         for waiting in released {
             waiting.completion.complete(waiting.token, Ok(waiting.receipt));
@@ -334,7 +375,9 @@ impl Outbox {
         inner.bytes = inner.queue.iter().map(|d| d.message.cost_bytes()).sum();
         self.depth.store(inner.queue.len(), Ordering::Relaxed);
         let released = std::mem::take(&mut inner.waiting);
+        let crowd = disperse(&mut inner);
         drop(inner);
+        crowd.into_iter().for_each(Waker::wake);
         for waiting in released {
             waiting.completion.complete(waiting.token, Ok(waiting.receipt));
         }
@@ -349,7 +392,9 @@ impl Outbox {
         inner.bytes = 0;
         self.depth.store(0, Ordering::Relaxed);
         let released = std::mem::take(&mut inner.waiting);
+        let crowd = disperse(&mut inner);
         drop(inner);
+        crowd.into_iter().for_each(Waker::wake);
         for waiting in released {
             waiting.completion.complete(waiting.token, Ok(waiting.receipt));
         }
@@ -385,6 +430,16 @@ impl Outbox {
 
     fn is_low(&self, inner: &Inner) -> bool {
         inner.queue.len() <= self.limits.messages_max / 2 && inner.bytes <= self.limits.bytes_max / 2
+    }
+
+    /// Whether publishers wait for it to come down; the time begins when it is first asked for.
+    fn has_patience(&self, inner: &mut Inner, now: Instant) -> bool {
+        now < *inner.crowded_since.get_or_insert(now) + self.limits.crowded_wait
+    }
+
+    fn release_crowd(&self, inner: &mut Inner) -> Vec<Waker> {
+        let quarter = inner.queue.len() <= self.limits.messages_max / 4 && inner.bytes <= self.limits.bytes_max / 4;
+        if inner.crowded_since.is_some() && quarter { disperse(inner) } else { Vec::new() }
     }
 
     fn release_waiting(&self, inner: &mut Inner) -> Vec<Waiting> {
@@ -572,7 +627,9 @@ impl Control for Outbox {
         inner.close.get_or_insert(reason);
         let waker = inner.waker.take();
         let released = std::mem::take(&mut inner.waiting);
+        let crowd = disperse(&mut inner);
         drop(inner);
+        crowd.into_iter().for_each(Waker::wake);
         for waiting in released {
             waiting.completion.complete(waiting.token, Ok(waiting.receipt));
         }
@@ -588,7 +645,8 @@ mod tests {
     use crate::message::{MessageId, Origin, Protocol, Topic};
     use bytes::Bytes;
 
-    const LIMITS: OutboxLimits = OutboxLimits { messages_max: 4, bytes_max: 1 << 20 };
+    const LIMITS: OutboxLimits =
+        OutboxLimits { messages_max: 4, bytes_max: 1 << 20, crowded_wait: Duration::from_millis(100) };
 
     fn delivery(n: u64, qos: Qos) -> Delivery {
         let message = Message {
@@ -631,7 +689,7 @@ mod tests {
     fn messages_come_out_in_the_order_they_went_in() {
         let outbox = Outbox::new(SessionId(1), LIMITS);
         for n in 0..3 {
-            assert_eq!(outbox.push(delivery(n, Qos::AtMostOnce), Instant::now()), Pushed::Taken);
+            assert_ne!(outbox.push(delivery(n, Qos::AtMostOnce), Instant::now()), Pushed::Dropped);
         }
         let mut drained = Drained::default();
         assert!(drain(&outbox, &mut drained));
@@ -680,6 +738,35 @@ mod tests {
         outbox.when_drained(Arc::new(Log::default()), 1, Receipt { id: MessageId::default(), receivers: 1 });
         assert_eq!(take(&mut drained, 1), Some(now), "it moves, but somebody waits");
         assert_eq!(take(&mut drained, 5), None, "down to half");
+    }
+
+    #[test]
+    fn publishers_of_qos_0_wait_for_who_comes_down_and_no_longer_for_who_does_not() {
+        let outbox = Outbox::new(SessionId(1), LIMITS);
+        let began = Instant::now();
+        let (mut cx, mut drained) = (Context::from_waker(Waker::noop()), Drained::default());
+        let push = |n, after_ms| outbox.push(delivery(n, Qos::AtMostOnce), began + Duration::from_millis(after_ms));
+        assert_eq!([push(0, 0), push(1, 0), push(2, 0)], [Pushed::Taken, Pushed::Taken, Pushed::Crowded]);
+        let (mut one, mut other) = (None, None);
+        assert!(outbox.poll_room(&mut cx, &mut one, began).is_pending());
+        // Half is not enough to let them go, a quarter is.
+        let _ = outbox.poll_drain(&mut cx, &mut drained, 1);
+        assert!(outbox.poll_room(&mut cx, &mut one, began).is_pending());
+        let _ = outbox.poll_drain(&mut cx, &mut drained, 1);
+        assert!(outbox.poll_room(&mut cx, &mut one, began).is_ready());
+        // It is full again, and nothing moves until the time is over: then it is filled up without a pause.
+        assert_eq!([push(3, 1), push(4, 1)], [Pushed::Taken, Pushed::Crowded]);
+        let at = |after_ms| began + Duration::from_millis(after_ms);
+        assert!(outbox.poll_room(&mut cx, &mut other, at(100)).is_pending());
+        assert!(outbox.poll_room(&mut cx, &mut other, at(101)).is_ready());
+        assert_eq!([push(5, 101), push(6, 102)], [Pushed::Taken, Pushed::Dropped]);
+        // Whoever ends keeps nobody waiting.
+        drain(&outbox, &mut drained);
+        assert_eq!([push(7, 200), push(8, 200), push(9, 200)], [Pushed::Taken, Pushed::Taken, Pushed::Crowded]);
+        let mut last = None;
+        assert!(outbox.poll_room(&mut cx, &mut last, at(200)).is_pending());
+        outbox.end();
+        assert!(outbox.poll_room(&mut cx, &mut last, at(200)).is_ready());
     }
 
     #[test]

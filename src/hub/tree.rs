@@ -304,7 +304,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn outbox(n: u64) -> Arc<Outbox> {
-        Arc::new(Outbox::new(SessionId(n), OutboxLimits { messages_max: 10, bytes_max: 10_000 }))
+        Arc::new(Outbox::new(
+            SessionId(n),
+            OutboxLimits { messages_max: 10, bytes_max: 10_000, crowded_wait: std::time::Duration::ZERO },
+        ))
     }
 
     fn sessions(tree: &Tree, topic: &str) -> Vec<u64> {

@@ -108,6 +108,10 @@ pub struct Config {
     /// publishers wait for it. It is disconnected then (MQTT 5: 0x97), and the publishers are answered.
     #[schemars(range(min = 100, max = 3600000))]
     pub slow_reader_timeout_ms: u32,
+    /// Time that an MQTT publisher is not read from while more than half of `outbox_messages_max` or `outbox_bytes_max` waits for a connected subscriber
+    /// of its QoS 0 messages. A subscriber that does not come down to a quarter by then is waited for no longer, until it has; what it misses is dropped.
+    #[schemars(range(max = 10000))]
+    pub crowded_wait_ms: u32,
     /// Output waiting for all subscribers together; beyond it as `outbox_bytes_max`.
     pub outbox_bytes_total_max: ByteSize,
     /// QoS 1 and 2 messages kept for one session whose client is away or slow. The oldest is dropped beyond it, and
@@ -213,6 +217,7 @@ impl Default for Config {
             outbox_bytes_max: ByteSize(256 << 10),
             outbox_messages_max: 1_000,
             slow_reader_timeout_ms: 30_000,
+            crowded_wait_ms: 100,
             outbox_bytes_total_max: ByteSize(64 << 20),
             session_queue_bytes_max: ByteSize(1 << 20),
             session_queue_messages_max: 1_000,

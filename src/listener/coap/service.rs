@@ -80,6 +80,7 @@ impl Service {
         let outbox_limits = OutboxLimits {
             messages_max: (limits.outbox_messages_max as usize).saturating_add(limits.observers_max as usize),
             bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX).saturating_mul(4),
+            crowded_wait: Duration::from_millis(limits.crowded_wait_ms.into()),
         };
         // From the top down, where the numbers of sessions, which begin at 1, never come.
         let name = SessionId(u64::MAX - OUTBOXES.fetch_add(1, Ordering::Relaxed));

@@ -59,6 +59,8 @@ struct Terms {
     write_timeout: Duration,
     packet_timeout: Duration,
     slow_timeout: Duration,
+    /// How long a subscriber of QoS 0 messages is waited for.
+    crowded_wait: Duration,
     /// How long a drain may wait for the outcomes of what was published before.
     drain_timeout: Duration,
 }
@@ -116,6 +118,7 @@ impl Terms {
             write_timeout: millis(limits.write_timeout_ms),
             packet_timeout: millis(limits.header_timeout_ms),
             slow_timeout: millis(limits.slow_reader_timeout_ms),
+            crowded_wait: millis(limits.crowded_wait_ms),
             drain_timeout: millis(limits.drain_timeout_ms) / 2,
         }
     }

@@ -18,7 +18,7 @@ use super::outcome::{self, Refused};
 use super::{Terms, message, note_end};
 use crate::gateway::{
     self, Address, Channel, Client, Delivery, Draft, Drained, Gateway, InFlight, Keep, MqttPending, MqttStep, Now,
-    SendRetained, SubscribeOptions, is_expired, wall_ms,
+    Outbox, SendRetained, SubscribeOptions, is_expired, wall_ms,
 };
 use crate::message::{CloseReason, Completion, Qos, Receipt, Reject};
 use crate::telemetry::meters;
@@ -44,6 +44,9 @@ pub struct Session<IO> {
     expiry_secs: u32,
     renewal: Option<Box<Renewal>>,
     held: Option<Box<Held>>,
+    /// A subscriber that is waited for before more is read, and its sign that it did.
+    crowded: Option<(Arc<Outbox>, Option<u32>)>,
+    crowded_until: Option<Instant>,
     /// Answers that leave when what they say is on disk, by their token.
     waits: Vec<(u64, After)>,
     next_wait: u64,
@@ -109,6 +112,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             renewal: renewal
                 .map(|(names, channel)| Box::new(Renewal { names: *names, channel: *channel, pending: None })),
             held: None,
+            crowded: None,
+            crowded_until: None,
             waits: Vec::new(),
             next_wait: 0,
             ending: None,
@@ -169,6 +174,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             busy = true;
             self.take_drained(now, out);
         }
+        busy |= self.poll_crowded(cx, now);
         if self.may_read(out) && !self.link.input.is_empty() {
             let rest = std::mem::take(&mut self.link.input);
             self.feed(rest, now, out)?;
@@ -194,18 +200,32 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         Ok(busy)
     }
 
+    /// Waits for a subscriber that has much waiting, a moment. True when that is over.
+    fn poll_crowded(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some((outbox, joined)) = &mut self.crowded else { return false };
+        if outbox.poll_room(cx, joined, now).is_pending() && self.crowded_until.is_none_or(|until| now < until) {
+            return false;
+        }
+        (self.crowded, self.crowded_until) = (None, None);
+        true
+    }
+
     fn may_read(&self, out: &BytesMut) -> bool {
-        self.held.is_none() && self.ending.is_none() && !self.link.engine.paused() && out.len() < OUT_BYTES_MAX
+        self.held.is_none()
+            && self.crowded.is_none()
+            && self.ending.is_none()
+            && !self.link.engine.paused()
+            && out.len() < OUT_BYTES_MAX
     }
 
     /// Hands one read to the engine, packet by packet.
     fn feed(&mut self, mut chunk: BytesMut, now: Instant, out: &mut BytesMut) -> Result<(), Close> {
         let mut whole = false;
-        while self.held.is_none() && self.link.engine.handle_input(now, &mut chunk, out) {
+        while self.held.is_none() && self.crowded.is_none() && self.link.engine.handle_input(now, &mut chunk, out) {
             whole = true;
             self.events(now, out)?;
         }
-        let waits = self.held.is_some() || self.link.engine.paused();
+        let waits = self.held.is_some() || self.crowded.is_some() || self.link.engine.paused();
         self.link.keep(chunk, whole, waits, now);
         Ok(())
     }
@@ -281,6 +301,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             }
             Ok(gateway::Published::Pending) => {}
             Err(reject) => self.on_refused(event, &reject, now, out),
+        }
+        if let Some(outbox) = self.client.take_crowded() {
+            self.crowded = Some((outbox, None));
+            self.crowded_until = Some(now + self.terms.crowded_wait);
         }
     }
 
@@ -566,7 +590,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         let ending = self.ending.map(|(_, until)| until);
         let link = self.link.deadline(self.terms.packet_timeout, self.terms.write_timeout);
         let slow = self.slow_at();
-        [held, ending, link, slow, self.expires].into_iter().fold(self.engine_deadline, earliest)
+        [held, ending, link, slow, self.crowded_until, self.expires].into_iter().fold(self.engine_deadline, earliest)
     }
 
     /// When the client has been too slow a reader for too long.

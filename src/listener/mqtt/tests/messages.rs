@@ -224,3 +224,36 @@ async fn a_peer_that_does_not_read_is_closed_and_costs_a_bounded_buffer() {
     assert!(began.elapsed() >= std::time::Duration::from_secs(19));
     assert_eq!(fixture.gateway.sessions.live().len(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_reads_misses_nothing_of_a_publisher_that_is_faster() {
+    let fixture = Fixture::with(|limits| limits.outbox_messages_max = 8, |_| {}, &[]);
+    let mut reader = fixture.login(Version::V5, "op").await;
+    reader.subscribe(&[("plant/#", Qos::AtMostOnce)]).await;
+    let mut writer = fixture.login(Version::V5, "a").await;
+    for n in 0..150 {
+        writer.publish("plant/x", &n.to_string(), Qos::AtMostOnce, 0).await;
+    }
+    for n in 0..150 {
+        assert_eq!(reader.next().await.message(), format!("plant/x={n}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_does_not_read_holds_its_publisher_up_once() {
+    let fixture = Fixture::with(|limits| limits.outbox_messages_max = 8, |_| {}, &[]);
+    let mut reader = fixture.dial_tls(Version::V5, None, 256);
+    reader.connect("op").password(&fixture.jwt("op", 600)).keep_alive(0).send().await;
+    reader.accepted().await;
+    reader.subscribe(&[("plant/#", Qos::AtMostOnce)]).await;
+    let mut writer = fixture.login(Version::V5, "a").await;
+    let began = tokio::time::Instant::now();
+    for _ in 0..150 {
+        writer.publish("plant/x", &"z".repeat(1000), Qos::AtMostOnce, 0).await;
+    }
+    writer.publish("plant/x", "the last", Qos::AtLeastOnce, 7).await;
+    assert_eq!(writer.next().await, Said::Puback(7, Reason::Success));
+    let took = began.elapsed();
+    assert!(took >= std::time::Duration::from_millis(100), "it never waited");
+    assert!(took < std::time::Duration::from_millis(200), "{took:?}");
+}
