@@ -58,7 +58,7 @@ pub use will::Will;
 
 // What adapters need of the layers below, so that they import the gateway alone.
 pub use crate::hub::{Delivery, Drained, Filter, Outbox, OutboxLimits, SubscribeOptions, View, is_expired};
-pub use crate::identity::{Channel, Login, MqttPending, MqttStep, Now, PublicKey};
+pub use crate::identity::{Channel, Login, MqttPending, MqttStep, NotTaken, Now, PublicKey};
 pub use crate::limit::{AddressKey, Config as Limits};
 pub use crate::session::Session;
 

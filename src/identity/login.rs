@@ -10,7 +10,7 @@ use tidegate_auth::jwt::{self, Expected, Freshness, Unverified};
 use tidegate_auth::{Challenge, ClientNonce, KeyId, NotFresh, Proto, Signature, Token, Transcript, UsedSet, text};
 
 use super::clock::Now;
-use super::replay::UsedJti;
+use super::replay::{Used, UsedJti};
 use super::snapshot::{Entry, Key};
 use super::{Identity, Shared};
 use crate::message::{Device, DeviceId, Protocol, Reject};
@@ -77,6 +77,11 @@ impl Claimant {
     #[cfg(test)]
     pub(super) fn is_nobody_with(&self, key: tidegate_auth::PublicKey) -> bool {
         self.entry.is_none() && self.key.public == key
+    }
+
+    /// What a proof is verified with.
+    pub(super) fn key(&self) -> &tidegate_auth::PublicKey {
+        &self.key.public
     }
 
     /// A proof by this claimant's key holds; was it anybody?
@@ -259,7 +264,7 @@ impl Identity {
             (Freshness::Clock { jti }, None) => {
                 let expires_unix = grant.expires_unix;
                 insert(&mut shared.used_jti.lock(), owner, jti, expires_unix, now.unix_secs, USED_JTI)?;
-                self.watch.remember(UsedJti { device_index: owner, jti, expires_unix });
+                self.watch.remember(Used::Jti(UsedJti { device_index: owner, jti, expires_unix }));
             }
             // A challenge was opened above, or we are not here.
             (Freshness::Challenge { .. }, None) => return Err(Reject::Unauthenticated),
@@ -347,7 +352,7 @@ fn insert(
     })
 }
 
-fn busy() -> Reject {
+pub(super) fn busy() -> Reject {
     Reject::TooFast { limit: "verify_concurrency_max", retry_after: Duration::from_secs(1) }
 }
 

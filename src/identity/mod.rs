@@ -21,6 +21,7 @@ mod gateway_key;
 mod login;
 mod registry;
 mod replay;
+mod signed;
 mod snapshot;
 mod watch;
 
@@ -46,6 +47,7 @@ pub use flows::{MqttPending, MqttStep, OauthError};
 pub use gateway_key::GatewayKey;
 pub use login::{Channel, Login};
 pub use registry::{KeyRecord, NewDevice, NewKey, Record, Registry};
+pub use signed::{NotTaken, SignedMessage};
 /// The engine, for those who speak the other side of these flows: the command line, the demo, tests.
 pub use tidegate_auth as auth;
 pub use tidegate_auth::{GatewayId, KeyId, PublicKey};
@@ -67,6 +69,7 @@ struct Shared {
     challenge_keys: Mutex<ChallengeKeys>,
     used_challenges: Mutex<UsedSet>,
     used_jti: Mutex<UsedSet>,
+    sequences: Mutex<signed::Sequences>,
     verifications: AtomicU32,
 }
 
@@ -81,7 +84,8 @@ impl Identity {
         let devices = registry.load()?;
         let now = Now::read();
         let mut used_jti = UsedSet::new(size(config.jti_max), size(config.jti_per_device_max));
-        let replay = replay::Replay::open(data_dir, &mut used_jti, now)?;
+        let mut sequences = signed::Sequences::default();
+        let replay = replay::Replay::open(data_dir, &mut used_jti, &mut sequences, now)?;
         let shared = Arc::new(Shared {
             token_key: TokenKey::derive(&gateway.secret, TOKEN_EPOCH),
             nobody: auth::SecretKey::from_seed(&random()?).public(),
@@ -94,6 +98,7 @@ impl Identity {
                 size(config.used_challenges_per_device_max),
             )),
             used_jti: Mutex::new(used_jti),
+            sequences: Mutex::new(sequences),
             verifications: AtomicU32::new(0),
         });
         let watch = watch::Watch::start(Arc::clone(&shared), registry, replay)?;

@@ -311,14 +311,14 @@ fn expired_tokens_leave_the_memory_on_the_disk() {
     let dir = tempfile::tempdir().unwrap();
     let now = Now { unix_secs: 1_000, boot_secs: 0 };
     let mut used = UsedSet::new(10, 10);
-    let mut replay = replay::Replay::open(dir.path(), &mut used, now).unwrap();
-    let of = |n: u8, expires_unix| replay::UsedJti { device_index: 1, jti: [n; 16], expires_unix };
+    let mut replay = replay::Replay::open(dir.path(), &mut used, &mut Default::default(), now).unwrap();
+    let of = |n: u8, expires_unix| replay::Used::Jti(replay::UsedJti { device_index: 1, jti: [n; 16], expires_unix });
     replay.remember(&[of(1, 1_010), of(2, 1_020), of(2, 1_020)]).unwrap();
     replay.forget_expired(Now { unix_secs: 1_010, ..now }).unwrap();
     drop(replay);
     // Even by the earlier clock, only one is left.
     let mut used = UsedSet::new(10, 10);
-    drop(replay::Replay::open(dir.path(), &mut used, now).unwrap());
+    drop(replay::Replay::open(dir.path(), &mut used, &mut Default::default(), now).unwrap());
     assert_eq!(used.len(), 1);
     assert!(used.contains(1, &[2; 16]));
 }

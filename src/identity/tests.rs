@@ -660,3 +660,32 @@ fn nothing_secret_is_printed() {
     assert!(printed.contains(&identity.gateway().id.to_string()));
     let _: PublicKey = identity.gateway().public;
 }
+
+// Signed messages.
+
+#[test]
+fn a_signed_message_works_once_over_a_restart_too_and_for_its_device_only() {
+    let dir = house();
+    let sign = |identity: &Identity, seed: u8, device: &str, sequence: u64| {
+        let gateway_id = &identity.gateway().id;
+        let purpose = tidegate_auth::cose::Purpose { method: 2, path: &["t"], gateway_id };
+        tidegate_auth::cose::sign(&secret(seed), device, sequence, None, b"21", &purpose)
+    };
+    let identity = open(dir.path());
+    let refused = || Some(NotTaken::Reject(Reject::Unauthenticated));
+    let body = sign(&identity, 1, "sensor-1", 5);
+    let taken = identity.coap_signed(&body, 2, &["t"], NOW).unwrap();
+    assert_eq!((taken.device.id.as_str(), taken.payload), ("sensor-1", &b"21"[..]));
+    assert_eq!(identity.coap_signed(&body, 2, &["t"], NOW).err(), Some(NotTaken::Used));
+    assert_eq!(identity.coap_signed(&body, 2, &["e"], NOW).err(), refused(), "another path");
+    for (seed, device) in [(2, "sensor-1"), (1, "sensor-2"), (1, "nobody")] {
+        let body = sign(&identity, seed, device, 6);
+        assert_eq!(identity.coap_signed(&body, 2, &["t"], NOW).err(), refused(), "{seed} {device}");
+    }
+    assert_eq!(identity.coap_signed(b"\x84", 2, &["t"], NOW).err(), refused());
+    drop(identity);
+    let identity = open(dir.path());
+    assert_eq!(identity.coap_signed(&body, 2, &["t"], NOW).err(), Some(NotTaken::Used));
+    let next = sign(&identity, 1, "sensor-1", 6);
+    assert!(identity.coap_signed(&next, 2, &["t"], NOW).is_ok());
+}

@@ -11,13 +11,13 @@ use super::Shared;
 use super::clock::Now;
 use super::error::Error;
 use super::registry::Registry;
-use super::replay::{Replay, UsedJti};
+use super::replay::{Replay, Used};
 use super::snapshot::Snapshot;
 
 /// Handle of the thread; it ends when this is dropped.
 pub(super) struct Watch {
     look: Arc<Mutex<Look>>,
-    used: Option<SyncSender<UsedJti>>,
+    used: Option<SyncSender<Used>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -61,8 +61,8 @@ impl Watch {
         self.look.lock().refresh(shared)
     }
 
-    /// Has a used JWT written down; never waits for the disk. When the thread is far behind, the set in memory alone remembers it, until a restart.
-    pub(super) fn remember(&self, used: UsedJti) {
+    /// Has something used written down; never waits for the disk. When the thread is far behind, the set in memory alone remembers it, until a restart.
+    pub(super) fn remember(&self, used: Used) {
         let Some(queue) = &self.used else { return };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(used) {
             tracing::warn!("used token not written down, disk is too slow");
@@ -82,14 +82,14 @@ impl Drop for Watch {
     }
 }
 
-fn run(shared: &Shared, look: &Mutex<Look>, mut replay: Replay, used: &Receiver<UsedJti>) {
+fn run(shared: &Shared, look: &Mutex<Look>, mut replay: Replay, used: &Receiver<Used>) {
     let mut trouble = Trouble::default();
     let mut next_look = Instant::now();
     let mut next_sweep = Instant::now() + SWEEP_INTERVAL;
     loop {
         match used.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
             Ok(first) => {
-                let batch: Vec<UsedJti> = std::iter::once(first).chain(used.try_iter().take(BATCH_MAX)).collect();
+                let batch: Vec<Used> = std::iter::once(first).chain(used.try_iter().take(BATCH_MAX)).collect();
                 trouble.note("used tokens not written down", replay.remember(&batch));
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -126,7 +126,7 @@ impl Trouble {
     }
 }
 
-/// Logins by JWT that may wait to be written down.
+/// What may wait to be written down.
 const USED_QUEUE_MAX: usize = 4096;
 const BATCH_MAX: usize = 512;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);

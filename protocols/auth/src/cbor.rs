@@ -27,6 +27,14 @@ impl<'a> Reader<'a> {
         self.head(UINT)
     }
 
+    /// A whole number of either sign.
+    pub fn int(&mut self) -> Option<i64> {
+        match self.rest.first()? >> 5 {
+            NEGATIVE => i64::try_from(self.head(NEGATIVE)?).ok().map(|value| -1 - value),
+            _ => i64::try_from(self.uint()?).ok(),
+        }
+    }
+
     pub fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = self.head(BYTES)?;
         self.take(length)
@@ -103,6 +111,14 @@ impl Writer {
     }
 
     #[must_use]
+    pub fn int(self, value: i64) -> Self {
+        match u64::try_from(value) {
+            Ok(value) => self.head(UINT, value),
+            Err(_) => self.head(NEGATIVE, (-1 - value).unsigned_abs()),
+        }
+    }
+
+    #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
         self.string(BYTES, bytes)
     }
@@ -137,6 +153,7 @@ impl Writer {
 }
 
 const UINT: u8 = 0;
+const NEGATIVE: u8 = 1;
 const BYTES: u8 = 2;
 const TEXT: u8 = 3;
 const ARRAY: u8 = 4;
@@ -160,6 +177,22 @@ mod tests {
             assert_eq!(Writer::default().uint(value).finish(), encoded);
             assert_eq!(Reader::new(&encoded).uint(), Some(value));
         }
+    }
+
+    #[test]
+    fn numbers_below_zero_have_the_encodings_of_rfc_8949_appendix_a() {
+        for (value, encoded) in [
+            (-1, vec![0x20]),
+            (-10, vec![0x29]),
+            (-100, vec![0x38, 0x63]),
+            (-1000, vec![0x39, 0x03, 0xe7]),
+            (i64::MIN, vec![0x3b, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+            (10, vec![0x0a]),
+        ] {
+            assert_eq!(Writer::default().int(value).finish(), encoded);
+            assert_eq!(Reader::new(&encoded).int(), Some(value));
+        }
+        assert_eq!(Reader::new(&[0x3b, 0x80, 0, 0, 0, 0, 0, 0, 0]).int(), None, "below the smallest");
     }
 
     #[test]

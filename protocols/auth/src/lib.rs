@@ -7,6 +7,7 @@
 //! - [`token`]: the 43-byte bearer token.
 //! - [`used_set`]: what has been used once and must not work again.
 //! - [`keys`], [`keyfile`]: Ed25519 keys, their ids and their files.
+//! - [`cose`]: a signed message that needs no login, and the numbers by which it works once.
 //! - [`exchange`], [`cbor`]: bodies of the HTTP and CoAP flows, for both ends.
 //!
 //! Promises: no clock, no randomness, no socket, no allocation that outside input can size without a bound, and no panic on any input.
@@ -17,6 +18,7 @@
 
 pub mod cbor;
 pub mod challenge;
+pub mod cose;
 pub mod enhanced;
 pub mod exchange;
 pub mod jwt;

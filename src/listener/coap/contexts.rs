@@ -34,8 +34,8 @@ pub struct Context {
     pub observations: Vec<u64>,
     /// When its credential ends.
     pub expires_unix: u64,
-    /// The token last shown for it, as text, so that the same one need not be verified again.
-    token: Box<[u8]>,
+    /// The token last shown for it, as text, so that the same one need not be verified again. `None`: every request has to prove itself.
+    token: Option<Box<[u8]>>,
     key: Key,
     last_used: Instant,
     /// Second chance: used since the hand of the clock came by.
@@ -133,7 +133,7 @@ impl Contexts {
     pub fn shown_again(&mut self, peer: SocketAddr, token: &[u8], now: Instant, now_unix: u64) -> Option<ContextId> {
         let last = self.peers.get(&peer)?.last;
         let context = self.rows.get_mut(last as usize)?.1.as_mut()?;
-        if context.key.0 != peer || *context.token != *token || now_unix >= context.expires_unix {
+        if context.key.0 != peer || context.token.as_deref() != Some(token) || now_unix >= context.expires_unix {
             return None;
         }
         context.last_used = now;
@@ -201,7 +201,7 @@ impl Contexts {
             client,
             observations: Vec::new(),
             expires_unix: u64::MAX,
-            token: Box::default(),
+            token: None,
             key,
             last_used: now,
             used: true,
@@ -300,9 +300,9 @@ impl Contexts {
 impl Context {
     /// The credential that was shown for it: a newer one takes the place of an older one, not the other way round.
     pub fn show(&mut self, token: &[u8], expires_unix: u64) {
-        if self.token.is_empty() || expires_unix > self.expires_unix {
+        if self.token.is_none() || expires_unix > self.expires_unix {
             self.expires_unix = expires_unix;
-            self.token = token.into();
+            self.token = Some(token.into());
         }
     }
 }

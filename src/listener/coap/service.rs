@@ -19,7 +19,7 @@ use super::contexts::{Context, ContextId, Contexts};
 use super::links;
 use super::observations::{Observation, Observations};
 use crate::gateway::{
-    Address, Delivery, Draft, Gateway, Limits, Now, Outbox, OutboxLimits, Part, Published, SendRetained,
+    Address, Delivery, Draft, Gateway, Limits, NotTaken, Now, Outbox, OutboxLimits, Part, Published, SendRetained,
     SubscribeOptions, is_expired, wall_ms,
 };
 use crate::message::{CloseReason, Completion, Device, Message, Properties, Protocol, Qos, Receipt, Reject, SessionId};
@@ -160,6 +160,12 @@ impl Service {
         if let Ok(call @ (Call::Challenge | Call::Session)) = call {
             return self.log_in(now, request, call);
         }
+        if let Ok(Call::Publish { space, retain }) = call
+            && request.contents.content_format() == Some(content::COSE_SIGN1)
+            && request.contents.first(number::URI_QUERY).is_none()
+        {
+            return self.publish_signed(now, request, space, rest, retain);
+        }
         let id = match self.identify(now, request) {
             Ok(id) => id,
             Err(Reject::Unauthenticated) if call == Ok(Call::Core) => {
@@ -174,7 +180,10 @@ impl Service {
         };
         let known = context.client.caller.device.is_some();
         let done = match call {
-            Ok(Call::Publish { space, retain }) => return self.publish(now, request, id, space, rest, retain),
+            Ok(Call::Publish { space, retain }) => {
+                let said = Said { payload: &request.payload, format: request.contents.content_format(), retain };
+                return self.publish(now, request, id, space, rest, said);
+            }
             Ok(Call::Remove { space }) => return self.remove(now, request, id, space, rest),
             Ok(Call::Follow { space, wildcard }) => return self.follow(now, request, id, space, rest, wildcard),
             Ok(Call::Read { space }) => {
@@ -235,7 +244,7 @@ impl Service {
             context.show(token, expires_unix);
             return Ok(context.id);
         }
-        self.begin(now, peer, device, token, expires_unix)
+        self.begin(now, peer, device, Some(token), expires_unix)
     }
 
     /// The device behind a token, and the second at which that ends.
@@ -257,7 +266,7 @@ impl Service {
         now: Moment,
         peer: SocketAddr,
         device: Option<Arc<Device>>,
-        token: &[u8],
+        token: Option<&[u8]>,
         expires_unix: u64,
     ) -> Result<ContextId, Reject> {
         if let Some(stale) = self.contexts.stale(peer, device.as_deref()) {
@@ -267,8 +276,35 @@ impl Service {
             self.close(id, CloseReason::Administrative, now.at);
         }
         let context = self.contexts.open(&self.gateway, peer, device, now.at)?;
-        context.show(token, expires_unix);
+        if let Some(token) = token {
+            context.show(token, expires_unix);
+        }
         Ok(context.id)
+    }
+
+    /// A message that carries its own proof (COSE_Sign1): nobody logs in, and nothing else is granted by it. What is not under the signature must
+    /// not matter, so it has no query.
+    fn publish_signed(&mut self, now: Moment, request: &Request<'_>, space: Space, rest: &str, retain: bool) -> Reply {
+        let peer = request.peer;
+        // By address, for there is nobody yet; not as a login, of which a whole site behind one address has but a few a second.
+        if let Err(reject) = self.gateway.admit_address(peer.ip(), now.at) {
+            return Reply::Now(refuse(&reject, false));
+        }
+        let path: Vec<&str> = request.path.segments().collect();
+        let gateway = self.gateway.clone();
+        let signed = match gateway.identity.coap_signed(&request.payload, request.code().0, &path, now.clock) {
+            Ok(signed) => signed,
+            Err(NotTaken::Used) => return Reply::Now(Answer::new(Code::CONFLICT)),
+            Err(NotTaken::Reject(reject)) => return Reply::Now(refuse(&reject, false)),
+        };
+        let found = self.contexts.find(peer, Some(&*signed.device), now.at).map(|context| context.id);
+        let begun = found.map_or_else(|| self.begin(now, peer, Some(signed.device.clone()), None, u64::MAX), Ok);
+        let id = match begun {
+            Ok(id) => id,
+            Err(reject) => return Reply::Now(refuse(&reject, true)),
+        };
+        let said = Said { payload: signed.payload, format: signed.content_format, retain };
+        self.publish(now, request, id, space, rest, said)
     }
 
     fn publish(
@@ -278,9 +314,9 @@ impl Service {
         id: ContextId,
         space: Space,
         rest: &str,
-        retain: bool,
+        said: Said<'_>,
     ) -> Reply {
-        let size = self.check_size(request.payload.len());
+        let size = self.check_size(said.payload.len());
         let Some(context) = self.contexts.get_mut(id) else {
             return Reply::Now(refuse(&Reject::ShuttingDown, false));
         };
@@ -294,7 +330,7 @@ impl Service {
             Ok(false) => return Reply::Now(Answer::new(Code::PRECONDITION_FAILED)),
             Err(reject) => return Reply::Now(Answer::refusal(&reject, known)),
         }
-        let draft = draft(request, retain);
+        let draft = said.draft(qos(request));
         let done = Some((&self.completion, request.handle.to_bits()));
         match self.gateway.publish(&mut context.client, space.address(rest), draft, done, now.at) {
             Ok(Published::Done(_)) => Reply::Now(Answer::new(Code::CHANGED)),
@@ -584,13 +620,22 @@ fn holds(
     }
 }
 
-fn draft(request: &Request<'_>, retain: bool) -> Draft {
-    // A number outside the registry names no type that another protocol could carry.
-    let properties = request
-        .contents
-        .media_type()
-        .map(|media_type| Box::new(Properties { content_type: Some(media_type.into()), ..Properties::default() }));
-    Draft { payload: Bytes::copy_from_slice(&request.payload), qos: qos(request), retain, properties }
+/// What is to be published.
+struct Said<'m> {
+    payload: &'m [u8],
+    format: Option<u16>,
+    retain: bool,
+}
+
+impl Said<'_> {
+    fn draft(&self, qos: Qos) -> Draft {
+        // A number outside the registry names no type that another protocol could carry.
+        let properties = self
+            .format
+            .and_then(content::media_type)
+            .map(|media_type| Box::new(Properties { content_type: Some(media_type.into()), ..Properties::default() }));
+        Draft { payload: Bytes::copy_from_slice(self.payload), qos, retain: self.retain, properties }
+    }
 }
 
 fn qos(request: &Request<'_>) -> Qos {

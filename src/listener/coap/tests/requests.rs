@@ -301,3 +301,37 @@ async fn what_no_response_asks_to_leave_out_is_left_out() {
     assert_eq!(peer.ask(get(&format!("ps/plant/n?t={t}"))).await.payload, b"1");
     fixture.stop().await;
 }
+
+/// A signed message to `target`.
+fn signed(fixture: &Fixture, id: &str, key: &SecretKey, sequence: u64, target: &str, payload: &[u8]) -> Ask {
+    let path: Vec<&str> = target.split('/').collect();
+    let gateway_id = &fixture.gateway.identity.gateway().id;
+    let purpose = tidegate_auth::cose::Purpose { method: 2, path: &path, gateway_id };
+    let body = tidegate_auth::cose::sign(key, id, sequence, Some(50), payload, &purpose);
+    post(target).payload(&body).option(CoapOption::ContentFormat, &[18])
+}
+
+#[tokio::test]
+async fn a_signed_message_needs_no_login_and_grants_nothing_else() {
+    let fixture = Fixture::new();
+    let mut peer = fixture.peer().await;
+    assert_eq!(code(&peer.ask(signed(&fixture, "a", &key("a"), 1, "t/room", b"{}")).await), "2.04");
+    // The same number again, from anywhere.
+    assert_eq!(code(&fixture.peer().await.ask(signed(&fixture, "a", &key("a"), 1, "t/room", b"{}")).await), "4.09");
+    assert_eq!(code(&peer.ask(signed(&fixture, "a", &key("b"), 2, "t/room", b"{}")).await), "4.01");
+    // To another path than it was signed for.
+    let mut moved = signed(&fixture, "a", &key("a"), 3, "t/room", b"{}").0;
+    moved.clear_option(CoapOption::UriPath);
+    for segment in ["t", "hall"] {
+        moved.add_option(CoapOption::UriPath, segment.into());
+    }
+    assert_eq!(code(&peer.ask(Ask(moved)).await), "4.01");
+    // The address is not the device.
+    assert_eq!(code(&peer.ask(post("t/room").payload(b"x")).await), "4.01");
+    // Policy holds for it as for any other.
+    assert_eq!(code(&peer.ask(signed(&fixture, "a", &key("a"), 4, "ps/plant/x", b"{}")).await), "4.03");
+    let (mut operator, t) = fixture.device("op").await;
+    let value = operator.ask(get(&format!("ps/dev/a/telemetry/room?t={t}"))).await;
+    assert_eq!((&value.payload[..], option(&value, CoapOption::ContentFormat)), (&b"{}"[..], Some(vec![50])));
+    fixture.stop().await;
+}
