@@ -21,6 +21,12 @@ pub enum Call {
     Publish { space: Space, retain: bool },
     /// `DELETE /ps/T`: the topic has no last value any more.
     Remove { space: Space },
+    /// `GET /ps`: the topics that have a value.
+    Topics,
+    /// `FETCH /ps`: those that match the filter in the payload.
+    Matching,
+    /// `PATCH` and `iPATCH`, of the last value.
+    Patch { space: Space },
     /// `GET /ps/T`, `GET /s`
     Read { space: Space },
     /// The same with Observe 0, and `/c`; `wildcard`: of many topics.
@@ -85,6 +91,11 @@ pub fn parse(request: &Request<'_>, rest: &mut String) -> Result<Call, NoCall> {
             _ => Err(NoCall::Method),
         },
         ("cr", 2) => answer(request, rest),
+        ("ps", 1) => match method {
+            Code::GET => Ok(Call::Topics),
+            Code::FETCH => Ok(Call::Matching),
+            _ => Err(NoCall::Method),
+        },
         ("ps", 2..) => mirror(request, rest),
         _ => Err(NoCall::NotFound),
     }
@@ -109,6 +120,7 @@ fn state(request: &Request<'_>) -> Result<Call, NoCall> {
         (Code::GET, _) => Ok(Call::Read { space }),
         // The state is the last value: it is always kept.
         (Code::PUT, _) => Ok(Call::Publish { space, retain: true }),
+        (Code::PATCH | Code::IPATCH, _) => Ok(Call::Patch { space }),
         _ => Err(NoCall::Method),
     }
 }
@@ -144,6 +156,7 @@ fn mirror(request: &Request<'_>, rest: &mut String) -> Result<Call, NoCall> {
         }
         (Code::GET, _) => Ok(Call::Read { space }),
         (Code::POST | Code::PUT, _) => Ok(Call::Publish { space, retain: retain(request)? }),
+        (Code::PATCH | Code::IPATCH, _) => Ok(Call::Patch { space }),
         (Code::DELETE, _) => Ok(Call::Remove { space }),
         _ => Err(NoCall::Method),
     }
@@ -212,6 +225,10 @@ mod tests {
             (Code::POST, "/ps//a/?retain=1", Call::Publish { space: topic, retain: true }, "/a/"),
             (Code::GET, "/ps/a", Call::Read { space: topic }, "a"),
             (Code::DELETE, "/ps/a", Call::Remove { space: topic }, "a"),
+            (Code::IPATCH, "/ps/a", Call::Patch { space: topic }, "a"),
+            (Code::PATCH, "/s", Call::Patch { space: Space::Device(Part::State, false) }, ""),
+            (Code::GET, "/ps", Call::Topics, ""),
+            (Code::FETCH, "/ps", Call::Matching, ""),
             (Code::POST, "/auth/c", Call::Challenge, ""),
             (Code::POST, "/auth/s", Call::Session, ""),
             (Code::GET, "/.well-known/core", Call::Core, ""),
@@ -236,13 +253,11 @@ mod tests {
 
     #[test]
     fn what_is_no_call_says_why() {
-        for (method, target) in
-            [(Code::GET, "/x"), (Code::GET, "/ps"), (Code::GET, ""), (Code::POST, "/auth/x"), (Code::GET, "/s/x")]
-        {
+        for (method, target) in [(Code::GET, "/x"), (Code::GET, ""), (Code::POST, "/auth/x"), (Code::GET, "/s/x")] {
             assert_eq!(call(method, target, None), Err(NoCall::NotFound), "{target}");
         }
         for (method, target) in
-            [(Code::GET, "/t"), (Code::PUT, "/c"), (Code::POST, "/s"), (Code::GET, "/auth/c"), (Code::PATCH, "/ps/a")]
+            [(Code::GET, "/t"), (Code::PUT, "/c"), (Code::POST, "/s"), (Code::GET, "/auth/c"), (Code::FETCH, "/ps/a")]
         {
             assert_eq!(call(method, target, None), Err(NoCall::Method), "{target}");
         }

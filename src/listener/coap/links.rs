@@ -24,28 +24,39 @@ const DEVICE_API: [(&str, &str); 6] = [
 /// Retained topics looked at for one listing.
 const TOPICS_MAX: usize = 1000;
 
+/// Which links.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    /// Everything.
+    All,
+    /// The topics that match a filter of MQTT.
+    Topics(&'a str),
+}
+
 /// The links that `query` leaves of what policy shows to `client`.
 ///
 /// # Errors
-/// [`Reject::Malformed`] for a filter of RFC 6690 section 4.1 that is none.
-pub fn list(gateway: &Gateway, client: &Client, query: Query<'_>) -> Result<String, Reject> {
-    let filter = Wanted::of(query)?;
+/// [`Reject::Malformed`] for a filter that is none, of MQTT or of RFC 6690 section 4.1.
+pub fn list(gateway: &Gateway, client: &Client, which: Which<'_>, query: Query<'_>) -> Result<String, Reject> {
+    let wanted = Wanted::of(query)?;
     let mut links = String::new();
-    if client.caller.device.is_some() {
-        for (path, attributes) in DEVICE_API {
-            push(&mut links, &filter, path, attributes);
+    let topics = match which {
+        Which::Topics(filter) => Filter::parse(filter)?,
+        Which::All => {
+            let api = DEVICE_API.iter().filter(|_| client.caller.device.is_some());
+            api.for_each(|(path, attributes)| push(&mut links, &wanted, path, attributes));
+            Filter { group: None, pattern: "#".into() }
         }
-    }
-    let all = Filter { group: None, pattern: "#".into() };
+    };
     let mut attributes = String::new();
-    for message in gateway.hub.retained(&all, wall_ms()).iter().take(TOPICS_MAX) {
+    for message in gateway.hub.retained(&topics, wall_ms()).iter().take(TOPICS_MAX) {
         let topic = message.topic.as_str();
         if !gateway.may_read(client, topic) {
             continue;
         }
         attributes.clear();
         describe(message, &mut attributes);
-        push(&mut links, &filter, &reference(topic), &attributes);
+        push(&mut links, &wanted, &reference(topic), &attributes);
     }
     Ok(links)
 }

@@ -19,6 +19,7 @@ mod datagrams;
 mod engine;
 mod links;
 mod observations;
+mod patch;
 mod service;
 mod stream;
 mod timer;

@@ -16,8 +16,9 @@ use tidegate_coap::{Code, Notification, ObserverId, Request, content};
 use super::answer::{Answer, Payload, code, etag, format_of};
 use super::call::{self, Call, Space};
 use super::contexts::{Context, ContextId, Contexts};
-use super::links;
+use super::links::{self, Which};
 use super::observations::{Observation, Observations};
+use super::patch;
 use crate::gateway::{
     Address, Delivery, Draft, Gateway, Limits, NotTaken, Now, Outbox, OutboxLimits, Part, Published, SendRetained,
     SubscribeOptions, is_expired, wall_ms,
@@ -147,7 +148,7 @@ impl Service {
         let id = identified.map_err(|reject| refuse(&reject, false))?;
         let known = self.contexts.get_mut(id).is_some_and(|context| context.client.caller.device.is_some());
         match call {
-            Ok(Call::Publish { .. }) => {}
+            Ok(Call::Publish { .. } | Call::Patch { .. }) => {}
             Ok(_) => return Err(Answer::new(Code::METHOD_NOT_ALLOWED)),
             Err(no_call) => return Err(Answer::no_call(no_call, known)),
         }
@@ -190,8 +191,18 @@ impl Service {
                 let read = self.gateway.read(&mut context.client, space.address(rest), now.at);
                 read.map(|message| value(message, request))
             }
-            Ok(Call::Core) => links::list(&self.gateway, &context.client, request.query())
-                .map(|links| Answer::content(Code::CONTENT, content::LINK_FORMAT, links)),
+            Ok(Call::Patch { space }) => return self.patch(now, request, id, space, rest),
+            Ok(Call::Core) => listed(links::list(&self.gateway, &context.client, Which::All, request.query())),
+            Ok(Call::Topics) => {
+                listed(links::list(&self.gateway, &context.client, Which::Topics("#"), request.query()))
+            }
+            Ok(Call::Matching) => match std::str::from_utf8(&request.payload) {
+                Ok(filter) => {
+                    let which = Which::Topics(filter.trim());
+                    listed(links::list(&self.gateway, &context.client, which, request.query()))
+                }
+                Err(_) => Err(Reject::Malformed { what: "not a topic filter" }),
+            },
             // Dealt with above.
             Ok(Call::Challenge | Call::Session) => Err(Reject::NotFound),
             Err(no_call) => Ok(Answer::no_call(no_call, known)),
@@ -337,6 +348,28 @@ impl Service {
             Ok(Published::Pending) => Reply::Later,
             Err(reject) => Reply::Now(Answer::refusal(&reject, known)),
         }
+    }
+
+    /// PATCH and iPATCH: reads, changes, publishes. Nothing keeps another writer from coming in between.
+    fn patch(&mut self, now: Moment, request: &Request<'_>, id: ContextId, space: Space, rest: &str) -> Reply {
+        let Some(context) = self.contexts.get_mut(id) else {
+            return Reply::Now(refuse(&Reject::ShuttingDown, false));
+        };
+        let known = context.client.caller.device.is_some();
+        let old = match self.gateway.read(&mut context.client, space.address(rest), now.at) {
+            Ok(message) => Some(message),
+            Err(Reject::NotFound) => None,
+            Err(reject) => return Reply::Now(Answer::refusal(&reject, known)),
+        };
+        let text = old.as_ref().map(|message| &message.payload[..]);
+        let new = match patch::apply(text, &request.payload, request.contents.content_format()) {
+            Ok(new) => new,
+            Err(answer) => return Reply::Now(answer),
+        };
+        let is_state = matches!(space, Space::Device(_, _));
+        let retain = is_state || old.is_some_and(|message| message.retain);
+        let said = Said { payload: &new, format: Some(patch::PATCHED_FORMAT), retain };
+        self.publish(now, request, id, space, rest, said)
     }
 
     fn remove(&mut self, now: Moment, request: &Request<'_>, id: ContextId, space: Space, rest: &str) -> Reply {
@@ -589,6 +622,10 @@ fn value(message: Arc<Message>, request: &Request<'_>) -> Answer {
         }
         Some(_) | None => answer,
     }
+}
+
+fn listed(links: Result<String, Reject>) -> Result<Answer, Reject> {
+    links.map(|links| Answer::content(Code::CONTENT, content::LINK_FORMAT, links))
 }
 
 /// If-Match and If-None-Match (RFC 7252 section 5.10.8). They compare with the last value, so who sets one needs leave to read; nothing

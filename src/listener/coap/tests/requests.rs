@@ -335,3 +335,32 @@ async fn a_signed_message_needs_no_login_and_grants_nothing_else() {
     assert_eq!((&value.payload[..], option(&value, CoapOption::ContentFormat)), (&b"{}"[..], Some(vec![50])));
     fixture.stop().await;
 }
+
+#[tokio::test]
+async fn a_json_value_is_patched_and_a_collection_listed_and_searched() {
+    let fixture = Fixture::new();
+    let (mut peer, t) = fixture.device("op").await;
+    let patch = |target: String, body: &[u8], format: u8| {
+        let mut ask = request(RequestType::IPatch, &target).payload(body);
+        ask.0.add_option(CoapOption::ContentFormat, vec![format]);
+        ask
+    };
+    let target = format!("ps/plant/j?t={t}");
+    assert_eq!(code(&peer.ask(put(&format!("{target}&retain=1")).payload(br#"{"a":1,"b":2}"#)).await), "2.04");
+    assert_eq!(code(&peer.ask(patch(target.clone(), br#"{"a":null,"c":3}"#, 52)).await), "2.04");
+    let value = peer.ask(get(&target)).await;
+    assert_eq!(
+        (&value.payload[..], option(&value, CoapOption::ContentFormat)),
+        (&br#"{"b":2,"c":3}"#[..], Some(vec![50]))
+    );
+    assert_eq!(code(&peer.ask(patch(target.clone(), b"{}", 51)).await), "4.15");
+    assert_eq!(code(&peer.ask(put(&format!("ps/plant/text?t={t}&retain=1")).payload(b"21 C")).await), "2.04");
+    assert_eq!(code(&peer.ask(patch(format!("ps/plant/text?t={t}"), b"{}", 52)).await), "4.09");
+    let all = String::from_utf8(peer.ask(get(&format!("ps?t={t}"))).await.payload).unwrap();
+    assert!(all.contains("</ps/plant/j>") && all.contains("</ps/plant/text>") && !all.contains("</t>"), "{all}");
+    let found = peer.ask(request(RequestType::Fetch, &format!("ps?t={t}")).payload(b"plant/j/#")).await;
+    assert_eq!(found.payload, br#"</ps/plant/j>;rt="core.ps.data";obs;ct=50"#);
+    let not_a_filter = request(RequestType::Fetch, &format!("ps?t={t}")).payload(b"a#");
+    assert_eq!(code(&peer.ask(not_a_filter).await), "4.00");
+    fixture.stop().await;
+}
