@@ -241,6 +241,14 @@ pub fn render() -> String {
     EXPORTER.get().map(PrometheusHandle::render).unwrap_or_default()
 }
 
+/// The sum of one metric over all its labels, out of what [`render`] gave; 0 for one that is not there.
+pub fn total(rendered: &str, name: &str) -> u64 {
+    let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let values = rendered.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    // A sum of counts; whatever is not one is 0.
+    values.sum::<f64>().max(0.0) as u64
+}
+
 /// Folds pending histogram samples; to be called every few seconds, or they pile up between scrapes.
 pub fn upkeep() {
     if let Some(handle) = EXPORTER.get() {
@@ -354,6 +362,12 @@ mod tests {
         let before = counted();
         meters().coap.reject(&Reject::NotFound);
         assert!(counted() > before, "{}", render());
+    }
+
+    #[test]
+    fn a_total_is_the_sum_over_labels() {
+        let text = "# TYPE a_total counter\na_total{p=\"x\"} 2\na_total{p=\"y\"} 3\na_total_other 9\nb 1.5\n";
+        assert_eq!((total(text, "a_total"), total(text, "b"), total(text, "c")), (5, 1, 0));
     }
 
     #[test]

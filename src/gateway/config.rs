@@ -22,6 +22,12 @@ pub struct Config {
     pub device_api_prefix: String,
     /// Whether the gateway keeps a retained message at dev/DEVICE/presence that says if the device is connected.
     pub presence: bool,
+    /// How often the `$SYS/broker/...` topics are published to those who are subscribed to them, in seconds.
+    #[schemars(range(min = 1, max = 86400))]
+    pub sys_interval_secs: u32,
+    /// What becomes of a publish that is refused over MQTT 3.1.1, which has no words for it: "close" ends the connection, "drop" acknowledges the
+    /// message and throws it away. Messages that are too fast or find no room are neither: they wait.
+    pub mqtt311_refused: Mqtt311Refused,
     /// Minutes east of UTC, for the `hours` of policy rules. -720 to 840.
     #[schemars(range(min = -720, max = 840))]
     pub utc_offset_minutes: i32,
@@ -35,9 +41,19 @@ impl Default for Config {
             workers: Workers::Auto,
             device_api_prefix: "/".into(),
             presence: true,
+            sys_interval_secs: 10,
+            mqtt311_refused: Mqtt311Refused::Close,
             utc_offset_minutes: 0,
         }
     }
+}
+
+/// See [`Config::mqtt311_refused`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mqtt311Refused {
+    Close,
+    Drop,
 }
 
 /// `"auto"` or a number.

@@ -16,6 +16,7 @@ mod restore;
 mod route;
 mod stored;
 mod subscribe;
+mod sys;
 mod will;
 
 use std::any::Any;
@@ -44,7 +45,7 @@ use crate::telemetry::meters;
 
 pub use address::{Address, Part};
 pub use client::{Client, Resume};
-pub use config::{Config, Workers};
+pub use config::{Config, Mqtt311Refused, Workers};
 use durable::Durable;
 pub use durable::InFlight;
 pub use publish::{Done, Draft, Published};
@@ -111,6 +112,7 @@ pub struct Gateway {
     wills: Mutex<HashMap<u32, will::Pending>>,
     draining: AtomicBool,
     started: Instant,
+    sys: sys::Sys,
 }
 
 /// A session that is to begin.
@@ -179,6 +181,7 @@ impl Gateway {
             wills: Mutex::default(),
             draining: AtomicBool::new(false),
             started: now,
+            sys: sys::Sys::default(),
         }
     }
 
@@ -416,6 +419,7 @@ impl Gateway {
         self.expire_retained(wall_ms());
         self.store_cursors();
         self.publish_wills(now);
+        self.publish_sys(now);
         self.sessions.close_where(CloseReason::NotAuthorized, |session| {
             session.device.as_ref().is_some_and(|device| !self.identity.is_current(device))
         });

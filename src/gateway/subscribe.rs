@@ -83,7 +83,7 @@ impl Gateway {
             SendRetained::IfNew => is_new,
             SendRetained::Never => false,
         };
-        let retained = if wanted { self.retained_for(&filter, tag, &granted, now_ms) } else { Vec::new() };
+        let retained = if wanted { self.retained_for(&filter, tag, &granted, now) } else { Vec::new() };
         let retained = self.store_retained(client, retained);
         if is_new {
             client.filters.push((filter, tag));
@@ -91,9 +91,9 @@ impl Gateway {
         Ok(Subscribed { qos: granted.qos, retained })
     }
 
-    fn retained_for(&self, filter: &Filter, tag: u64, granted: &SubscribeOptions, now_ms: u64) -> Vec<Delivery> {
+    fn retained_for(&self, filter: &Filter, tag: u64, granted: &SubscribeOptions, now: Instant) -> Vec<Delivery> {
         let identifiers: Option<Arc<[u32]>> = granted.identifier.map(|id| [id].into());
-        let messages = self.hub.retained(filter, now_ms).into_iter();
+        let messages = self.hub.retained(filter, wall_ms()).into_iter().chain(self.sys_retained(filter, now));
         messages
             .map(|message| Delivery {
                 qos: message.qos.min(granted.qos),
@@ -159,7 +159,7 @@ impl Gateway {
             return Err(forbidden(snapshot, &decision));
         }
         self.check_decision(client, snapshot, &decision, 0, now)?;
-        self.hub.last_value(topic, now_ms).ok_or(Reject::NotFound)
+        self.hub.last_value(topic, now_ms).or_else(|| self.sys_value(topic, now)).ok_or(Reject::NotFound)
     }
 
     /// Whether policy lets the caller read `topic`, for listings; not counted, not charged.

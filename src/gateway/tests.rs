@@ -420,3 +420,33 @@ async fn an_address_over_its_rate_or_outside_the_filter_is_turned_away() {
     fixture.gateway.replace_rules(Rules { address_filter, ..rules(|_| {}) });
     assert_eq!(fixture.gateway.admit_address(two, now), Err(Reject::Forbidden { rule: None }));
 }
+
+#[tokio::test]
+async fn operators_see_how_the_gateway_is_doing_and_others_do_not() {
+    let fixture = Fixture::new();
+    let mut operator = fixture.client("op").await;
+    let said = |deliveries: &[Delivery]| -> Vec<String> {
+        let text =
+            |d: &Delivery| format!("{}={}", d.message.topic.as_str(), String::from_utf8_lossy(&d.message.payload));
+        deliveries.iter().map(text).collect()
+    };
+    let sent = fixture.subscribe(&mut operator, "$SYS/broker/clients/+").unwrap().retained;
+    assert!(said(&sent).contains(&"$SYS/broker/clients/connected=1".to_owned()), "{:?}", said(&sent));
+    // Again when it is time, to who is subscribed, and only what it asked for.
+    fixture.gateway.tick(Instant::now());
+    assert!(drain(&operator).deliveries.is_empty());
+    let second = fixture.client("a").await;
+    fixture.gateway.tick(Instant::now() + Duration::from_secs(11));
+    let news = said(&Vec::from(drain(&operator).deliveries));
+    assert!(news.contains(&"$SYS/broker/clients/connected=2".to_owned()), "{news:?}");
+    assert!(news.iter().all(|line| line.starts_with("$SYS/broker/clients/")));
+    fixture.gateway.close(second, None, Instant::now());
+    let value =
+        fixture.gateway.read(&mut operator, Address::from_mqtt("$SYS/broker/subscriptions/count"), Instant::now());
+    assert_eq!(value.unwrap().payload, "1");
+    let unknown = fixture.gateway.read(&mut operator, Address::from_mqtt("$SYS/broker/weather"), Instant::now());
+    assert_eq!(unknown, Err(Reject::NotFound));
+    let mut device = fixture.client("a").await;
+    assert!(matches!(fixture.subscribe(&mut device, "$SYS/#"), Err(Reject::Forbidden { .. })));
+    assert!(fixture.publish(&mut operator, "$SYS/broker/uptime", draft("x", Qos::AtMostOnce)).is_err());
+}

@@ -253,13 +253,16 @@ fn visit<'t>(node: &'t Node, levels: &[&str], shield: bool, found: &mut Found<'t
 #[derive(Default)]
 struct Found<'t> {
     plain: Vec<&'t Entry>,
-    shared: Vec<&'t Entry>,
+    /// With the number of the filter: groups of one name and different filters are different subscriptions (MQTT 5 section 4.8.2).
+    shared: Vec<(usize, &'t Entry)>,
+    filters: usize,
 }
 
 impl<'t> Found<'t> {
     fn extend(&mut self, entries: &'t [Entry]) {
+        self.filters += 1;
         for entry in entries {
-            if entry.group.is_some() { self.shared.push(entry) } else { self.plain.push(entry) }
+            if entry.group.is_some() { self.shared.push((self.filters, entry)) } else { self.plain.push(entry) }
         }
     }
 
@@ -269,11 +272,11 @@ impl<'t> Found<'t> {
         for same in self.plain.chunk_by(|a, b| (a.outbox.session(), a.tag) == (b.outbox.session(), b.tag)) {
             targets.extend(target(same));
         }
-        self.shared.sort_by(|a, b| a.group.cmp(&b.group).then(a.outbox.session().cmp(&b.outbox.session())));
+        self.shared.sort_by_key(|(filter, e)| (*filter, e.group.as_deref(), e.outbox.session()));
         let groups = self
             .shared
-            .chunk_by(|a, b| a.group == b.group)
-            .map(|members| members.iter().filter_map(|m| target(&[m])).collect())
+            .chunk_by(|(f, a), (g, b)| f == g && a.group == b.group)
+            .map(|members| members.iter().filter_map(|(_, m)| target(&[m])).collect())
             .collect::<Vec<Arc<[Target]>>>();
         let stores = |target: &Target| target.stores(Qos::ExactlyOnce);
         let stored = targets.iter().any(stores) || groups.iter().any(|group| group.iter().any(stores));
@@ -361,6 +364,17 @@ mod tests {
         let matches = tree.matches("a/b");
         assert!(matches.targets.is_empty());
         assert_eq!(matches.groups.iter().map(|g| g.len()).collect::<Vec<_>>(), [3, 1]);
+    }
+
+    #[test]
+    fn groups_of_one_name_and_different_filters_are_different_subscriptions() {
+        let mut tree = Tree::default();
+        for (n, filter) in (0..).zip(["$share/g/a/#", "$share/g/a/+", "$share/g/a/#"]) {
+            tree.subscribe(&Filter::parse(filter).unwrap(), outbox(n), 0, SubscribeOptions::default());
+        }
+        let mut sizes: Vec<usize> = tree.matches("a/b").groups.iter().map(|g| g.len()).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [1, 2]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tidegate_mqtt::{Qos as WireQos, Reason};
 
+use crate::gateway::Mqtt311Refused;
 use crate::message::{CloseReason, Qos, Receipt, Reject};
 
 /// What becomes of a PUBLISH that was refused.
@@ -42,16 +43,22 @@ pub fn refused_v5(reject: &Reject) -> Refused {
 }
 
 /// What a 3.1.1 client is made to feel instead.
-pub fn refused_v311(reject: &Reject) -> Refused {
+pub fn refused_v311(reject: &Reject, wish: Mqtt311Refused) -> Refused {
+    let closed = |reason| match wish {
+        Mqtt311Refused::Close => Refused::Close(reason),
+        // Its PUBACK carries no reason.
+        Mqtt311Refused::Drop => Refused::Answer(reason),
+    };
     match reject {
         Reject::TooFast { retry_after, .. } | Reject::Full { retry_after, .. } => {
             Refused::Hold((*retry_after).clamp(HOLD_MIN, HOLD_MAX))
         }
         Reject::ShuttingDown => Refused::Silence,
-        Reject::Unauthenticated | Reject::Forbidden { .. } => Refused::Close(Reason::NotAuthorized),
-        Reject::TooLarge { .. } => Refused::Close(Reason::PacketTooLarge),
-        Reject::Malformed { .. } => Refused::Close(Reason::TopicNameInvalid),
-        Reject::NotFound => Refused::Close(Reason::UnspecifiedError),
+        Reject::Unauthenticated => Refused::Close(Reason::NotAuthorized),
+        Reject::Forbidden { .. } => closed(Reason::NotAuthorized),
+        Reject::TooLarge { .. } => closed(Reason::PacketTooLarge),
+        Reject::Malformed { .. } => closed(Reason::TopicNameInvalid),
+        Reject::NotFound => closed(Reason::UnspecifiedError),
     }
 }
 
@@ -119,3 +126,20 @@ pub fn to_wire(qos: Qos) -> WireQos {
 /// A withheld message is tried again no sooner and no later than this.
 const HOLD_MIN: Duration = Duration::from_millis(10);
 const HOLD_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_client_that_is_refused_is_closed_or_humoured_and_waits_where_waiting_helps() {
+        let forbidden = Reject::Forbidden { rule: None };
+        assert_eq!(refused_v311(&forbidden, Mqtt311Refused::Close), Refused::Close(Reason::NotAuthorized));
+        assert_eq!(refused_v311(&forbidden, Mqtt311Refused::Drop), Refused::Answer(Reason::NotAuthorized));
+        let full = Reject::Full { limit: "spool", retry_after: Duration::from_secs(1) };
+        for wish in [Mqtt311Refused::Close, Mqtt311Refused::Drop] {
+            assert_eq!(refused_v311(&full, wish), Refused::Hold(Duration::from_secs(1)));
+            assert_eq!(refused_v311(&Reject::Unauthenticated, wish), Refused::Close(Reason::NotAuthorized));
+        }
+    }
+}

@@ -326,7 +326,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     fn refused(&self, reject: &Reject) -> Refused {
         match self.link.engine.version() {
             Version::V5 => outcome::refused_v5(reject),
-            Version::V311 => outcome::refused_v311(reject),
+            Version::V311 => outcome::refused_v311(reject, self.gateway.config().mqtt311_refused),
         }
     }
 
