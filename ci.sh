@@ -143,7 +143,7 @@ cargo_deny() {
 }
 cargo_deny_version=0.20.2
 
-gate_arm() { # builds for aarch64, armv7 and armv6 and runs each binary under qemu
+gate_arm() { # builds for aarch64 and ARMv6 (ARM_TARGETS adds ARMv7) and runs each binary under qemu
   cross/setup.sh
   cross/smoke.sh
 }

@@ -4,7 +4,7 @@
 # Everything but the apt packages stays below ARM_ROOT; a second run does only what is missing.
 #
 #   ARM_ROOT     where the toolchain goes        (default: target/arm-toolchain of this clone)
-#   ARM_TARGETS  Rust target names, by blanks    (default: the three static Raspberry Pi targets)
+#   ARM_TARGETS  Rust target names, by blanks    (default: aarch64 and ARMv6, static; armv7-unknown-linux-musleabihf too if named)
 #   ARM_JOBS     jobs while building std         (default: one per core)
 #
 # Then:  . $ARM_ROOT/env.sh && cargo zigbuild --profile dist --target aarch64-unknown-linux-musl
@@ -12,7 +12,7 @@
 set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 root=${ARM_ROOT:-$repo/target/arm-toolchain}
-targets=${ARM_TARGETS:-aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf arm-unknown-linux-musleabihf}
+targets=${ARM_TARGETS:-aarch64-unknown-linux-musl arm-unknown-linux-musleabihf}
 jobs=${ARM_JOBS:-$(nproc)}
 zig_version=0.17.0
 zigbuild_version=0.24.0

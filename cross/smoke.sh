@@ -2,11 +2,9 @@
 # Builds Tidegate for the Raspberry Pi targets and runs each binary end to end under qemu: tests/first_message.rs, one
 # authenticated message over each protocol that has to arrive at a real backend. Needs what cross/setup.sh installs.
 #
-#   cross/smoke.sh                                     all three targets: the gate `./ci.sh arm`
-#   cross/smoke.sh arm-unknown-linux-musleabihf        one of them
-#
-#   ARM_ROOT     where cross/setup.sh put the toolchain   (default: target/arm-toolchain of this clone)
-#   ARM_TARGET   the build folder, for this linker only   (default: arm/ in CARGO_TARGET_DIR, or target/arm)
+#   ARM_TARGETS  Rust target names, by blanks         (default: aarch64 and ARMv6, whose code every 32-bit Pi runs)
+#   ARM_ROOT     where cross/setup.sh put the toolchain  (default: target/arm-toolchain of this clone)
+#   ARM_TARGET   the build folder, for this linker only  (default: arm/ in CARGO_TARGET_DIR, or target/arm)
 #
 # aarch64 is built as it ships (`dist`) and must be at most 10 MB; the others as `arm-check`, the same code with less
 # optimisation. The two profiles are built side by side. Timings under qemu say nothing about a Pi; resident memory
@@ -21,7 +19,8 @@ size_max=10000000
 say() { echo "cross/smoke.sh: $*"; }
 fail() { say "$*" >&2; exit 1; }
 [ -r "$root/env.sh" ] || fail "no toolchain in $root: run cross/setup.sh first (ARM_ROOT says where it is)"
-[ $# -gt 0 ] || set -- aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf arm-unknown-linux-musleabihf
+# shellcheck disable=SC2086
+set -- ${ARM_TARGETS:-aarch64-unknown-linux-musl arm-unknown-linux-musleabihf}
 
 profile() { case $1 in aarch64-*) echo dist ;; *) echo arm-check ;; esac; }
 binary() { echo "$folder/$1/$(profile "$1")/tidegate"; }

@@ -145,7 +145,7 @@ fn haproxy(address: SocketAddr, origins: &[SocketAddr]) -> String {
     let servers: String =
         origins.iter().enumerate().map(|(at, origin)| format!("  server origin{at} {origin}\n")).collect();
     format!(
-        "global\n  nbthread 1\n  maxconn 20000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
+        "global\n  nbthread 1\n  maxconn 8000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
          option http-keep-alive\n  http-reuse always\nfrontend front\n  bind {address}\n  option forwardfor\n  default_backend origins\n\
          backend origins\n  balance roundrobin\n{servers}"
     )
