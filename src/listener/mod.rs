@@ -357,6 +357,4 @@ pub fn bind(configs: &[Config], workers: usize) -> Result<Bound, Error> {
 }
 
 #[cfg(test)]
-mod fixture;
-#[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! Detection over in-memory pipes in virtual time, and the whole accept path over real sockets.
 
+pub(super) mod fixture;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;

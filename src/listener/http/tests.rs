@@ -16,7 +16,7 @@ mod smuggling;
 use super::*;
 use crate::gateway::{Client, Mailbox, Open, RouteConfig, Routes, SendRetained, SubscribeOptions};
 use crate::identity::Registry;
-use crate::listener::fixture::{Plan, conn, emit, jwt, key, random};
+use crate::listener::tests::fixture::{Plan, conn, emit, jwt, key, random};
 use crate::message::{DeviceId, Protocol, Qos};
 
 const RULES: &str = r##"[

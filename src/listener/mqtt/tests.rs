@@ -7,7 +7,7 @@ mod sessions;
 
 use super::*;
 use crate::identity::{self, Registry};
-use crate::listener::fixture::{Plan, conn, emit, jwt, key};
+use crate::listener::tests::fixture::{Plan, conn, emit, jwt, key};
 use crate::message::DeviceId;
 use crate::tls::TlsInfo;
 use client::Client;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::serve_datagrams;
 use crate::gateway::{Gateway, Limits};
 use crate::identity::Registry;
-use crate::listener::fixture::{Plan, emit, key, random};
+use crate::listener::tests::fixture::{Plan, emit, key, random};
 use crate::listener::{Config as ListenerConfig, Listener, TransportKind};
 use crate::message::DeviceId;
 

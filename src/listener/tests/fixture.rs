@@ -7,9 +7,9 @@ use std::time::Instant;
 use tidegate_auth::jwt::{Audience, Claims, NumericDate, sign};
 use tidegate_auth::{SecretKey, text};
 
-use super::{Config as ListenerConfig, ConnectionInfo, Listener};
 use crate::gateway::{Config, ForwardTopics, Gateway, Limits, Now, Routes, Rules};
 use crate::identity::{self, Identity, NewDevice, NewKey, Registry};
+use crate::listener::{Config as ListenerConfig, ConnectionInfo, Listener};
 use crate::message::{DeviceId, Topic};
 use crate::policy::{Policy, RuleConfig, RuleSource};
 use crate::spool::{self, SinkConfig, Spool};
@@ -17,7 +17,7 @@ use crate::tls::TlsInfo;
 
 /// What a test may change before the gateway starts.
 #[derive(Default)]
-pub(super) struct Plan<'a> {
+pub struct Plan<'a> {
     /// A list of rules in JSON.
     pub rules: &'a str,
     pub limits: Limits,
@@ -64,14 +64,14 @@ impl Plan<'_> {
 }
 
 /// The secret key of a device of [`Plan::start`].
-pub(super) fn key(id: &str) -> SecretKey {
+pub fn key(id: &str) -> SecretKey {
     let mut seed = [7; 32];
     seed[..id.len()].copy_from_slice(id.as_bytes());
     SecretKey::from_seed(&seed)
 }
 
 /// A JWT that is good once.
-pub(super) fn jwt(gateway: &Gateway, id: &str, life_secs: u64) -> String {
+pub fn jwt(gateway: &Gateway, id: &str, life_secs: u64) -> String {
     let now = Now::read().unix_secs;
     let claims = Claims {
         iss: id.into(),
@@ -86,14 +86,14 @@ pub(super) fn jwt(gateway: &Gateway, id: &str, life_secs: u64) -> String {
     sign(&claims, &key(id))
 }
 
-pub(super) fn random() -> [u8; 16] {
+pub fn random() -> [u8; 16] {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).unwrap();
     bytes
 }
 
 /// Of a connection that no socket stands behind.
-pub(super) fn conn(tls: Option<TlsInfo>) -> ConnectionInfo {
+pub fn conn(tls: Option<TlsInfo>) -> ConnectionInfo {
     ConnectionInfo {
         peer: SocketAddr::from(([192, 0, 2, 1], 4000)),
         local: SocketAddr::from(([192, 0, 2, 2], 1883)),
@@ -102,6 +102,6 @@ pub(super) fn conn(tls: Option<TlsInfo>) -> ConnectionInfo {
     }
 }
 
-pub(super) fn emit(gateway: &Gateway, topic: &str, payload: &'static str, retain: bool) {
+pub fn emit(gateway: &Gateway, topic: &str, payload: &'static str, retain: bool) {
     gateway.emit(Topic::parse(topic).unwrap(), payload.into(), retain, Instant::now()).unwrap();
 }
