@@ -7,7 +7,7 @@
 #   ARM_TARGETS  Rust target names, by blanks    (default: aarch64 and ARMv6, static; armv7-unknown-linux-musleabihf too if named)
 #   ARM_JOBS     jobs while building std         (default: one per core)
 #
-# Then:  . $ARM_ROOT/env.sh && cargo zigbuild --profile dist --target aarch64-unknown-linux-musl
+# Then:  . $ARM_ROOT/env.sh && cargo zigbuild --profile dist --no-default-features --target aarch64-unknown-linux-musl
 # `./ci.sh arm` does both and runs the binaries. Who has Docker uses Cross.toml instead: see README.md beside this file.
 set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

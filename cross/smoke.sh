@@ -34,7 +34,7 @@ build() (
   # shellcheck disable=SC1091
   . "$root/env.sh"
   CARGO_TARGET_DIR=$folder CARGO_INCREMENTAL=0 \
-    cargo zigbuild -q --locked --profile "$(profile "$1")" --target "$1" -p tidegate --bin tidegate
+    cargo zigbuild -q --locked --no-default-features --profile "$(profile "$1")" --target "$1" -p tidegate --bin tidegate
 )
 
 build_all() {

@@ -8,6 +8,7 @@ pub mod balance;
 pub mod cache;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod gateway;
 pub mod hub;

@@ -8,6 +8,7 @@ mod cert;
 mod check;
 mod completions;
 mod config;
+#[cfg(feature = "demo")]
 mod demo;
 mod device;
 mod init;
@@ -57,6 +58,7 @@ enum Command {
     /// Start the gateway: SIGHUP reloads the configuration, SIGTERM drains and stops.
     Run,
     /// See it work: the whole gateway with a pretend cloud and pretend sensors, live.
+    #[cfg(feature = "demo")]
     Demo(demo::Arguments),
     /// Write a first configuration, keys, certificates and an example policy.
     Init(init::Arguments),
@@ -107,6 +109,7 @@ pub fn main() -> ExitCode {
 fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Run => run::run(context),
+        #[cfg(feature = "demo")]
         Command::Demo(arguments) => demo::run(context, &arguments),
         Command::Init(arguments) => init::run(context, &arguments),
         Command::Check => check::run(context),

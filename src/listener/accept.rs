@@ -120,26 +120,27 @@ async fn connection<S: Serve>(
     // Small answers must not wait for the peer's delayed acknowledgement. A failure here means that the peer is gone.
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
-    let mut conn = ConnectionInfo { peer, local, listener, tls: None };
-    let limits = serve.limits();
-    let admit = |address| {
-        serve.admit(address)?;
-        if permit.count_for(address, limits.connections_per_address_max) {
-            Ok(())
-        } else {
-            Err(Refusal::ConnectionsPerAddressMax)
-        }
-    };
     // Boxed, so that the handshake's state is gone while the connection lives.
-    let detected = {
-        let detecting = Box::pin(detect(stream, &mut conn, &limits, admit));
-        tokio::select! {
-            detected = detecting => detected,
-            () = shutdown.cancelled() => Err(Refusal::ShuttingDown),
-        }
-    };
-    match detected {
-        Ok(detected) => serve.serve(detected.spoken, detected.io, detected.prefix, conn, shutdown).await,
+    let serving = Box::pin(async {
+        let limits = serve.limits();
+        let mut conn = ConnectionInfo { peer, local, listener, tls: None };
+        let admit = |address| {
+            serve.admit(address)?;
+            if permit.count_for(address, limits.connections_per_address_max) {
+                Ok(())
+            } else {
+                Err(Refusal::ConnectionsPerAddressMax)
+            }
+        };
+        let detected = tokio::select! {
+            detected = detect(stream, &mut conn, &limits, admit) => detected?,
+            () = shutdown.cancelled() => return Err(Refusal::ShuttingDown),
+        };
+        Ok(serve.serve(detected.spoken, detected.io, detected.prefix, conn, shutdown.clone()))
+    })
+    .await;
+    match serving {
+        Ok(serving) => serving.await,
         Err(refusal) => refuse(refusal, peer),
     }
     drop(permit);

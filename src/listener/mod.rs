@@ -253,11 +253,11 @@ impl Adapters {
         prefix: BytesMut,
         conn: ConnectionInfo,
         shutdown: CancellationToken,
-    ) -> Pin<Box<impl Future<Output = ()> + Send + use<IO>>>
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Box::pin(mqtt::serve(io, prefix, conn, self.gateway.clone(), self.mqtt.clone(), shutdown))
+        mqtt::serve(io, prefix, conn, self.gateway.clone(), self.mqtt.clone(), shutdown)
     }
 }
 
@@ -279,31 +279,36 @@ impl Serve for Adapters {
         })
     }
 
-    async fn serve<IO>(
+    fn serve<IO>(
         &self,
         spoken: Spoken,
         io: IO,
         prefix: BytesMut,
         conn: ConnectionInfo,
         shutdown: CancellationToken,
-    ) where
+    ) -> impl Future<Output = ()> + Send
+    where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let context = self.http.clone();
-        // Boxed, so that a connection's task is as large as its own adapter and not as the largest.
-        match spoken {
+        // Boxed here and not in an async function, which would keep its arguments: a connection's task is as large as its own adapter.
+        let serving: Pin<Box<dyn Future<Output = ()> + Send>> = match spoken {
             Spoken::Http1 => {
-                let http = http::serve_http1(io, prefix, conn.clone(), context, shutdown.clone());
-                if let Some(upgraded) = Box::pin(http).await {
-                    let bytes_max = self.gateway.limits().packet_bytes_max as usize;
-                    let io = websocket::open(upgraded, bytes_max).await;
-                    self.serve_mqtt(io, BytesMut::new(), conn, shutdown).await;
-                }
+                let adapters = self.clone();
+                Box::pin(async move {
+                    let http = http::serve_http1(io, prefix, conn.clone(), context, shutdown.clone());
+                    if let Some(upgraded) = Box::pin(http).await {
+                        let bytes_max = adapters.gateway.limits().packet_bytes_max as usize;
+                        let io = websocket::open(upgraded, bytes_max).await;
+                        adapters.serve_mqtt(io, BytesMut::new(), conn, shutdown).await;
+                    }
+                })
             }
-            Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)).await,
-            Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.gateway.clone(), shutdown)).await,
-            Spoken::Mqtt => self.serve_mqtt(io, prefix, conn, shutdown).await,
-        }
+            Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)),
+            Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.gateway.clone(), shutdown)),
+            Spoken::Mqtt => self.serve_mqtt(io, prefix, conn, shutdown),
+        };
+        serving
     }
 
     async fn serve_datagrams(&self, socket: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {

@@ -201,7 +201,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Link<IO> {
     }
 
     /// Sends the last words and closes. The peer gets a moment to read them: closing with unread input would make the kernel throw them away.
-    pub async fn close(mut self, write: Duration) {
+    pub async fn close(mut self: Box<Self>, write: Duration) {
         let patience = write.min(GOODBYE_TIMEOUT);
         let goodbye = async {
             std::future::poll_fn(|cx| {

@@ -24,7 +24,7 @@ mod session;
 mod tests;
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -124,38 +124,54 @@ impl Terms {
     }
 }
 
-/// Serves one connection to its end. The future is to be boxed: it is as large as all its parts.
-pub async fn serve<IO>(
+/// Serves one connection to its end.
+///
+/// What outlives a step is boxed, and so is each step: an idle connection, of which there are thousands, holds its session and little else.
+pub fn serve<IO>(
     io: IO,
     prefix: BytesMut,
     conn: ConnectionInfo,
     gateway: Arc<Gateway>,
     shared: Arc<Shared>,
     shutdown: CancellationToken,
-) where
+) -> Pin<Box<dyn Future<Output = ()> + Send>>
+where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let terms = shared.terms(&gateway);
-    let engine = Engine::new(terms.engine.clone(), now());
-    let mut link = Link::new(io, prefix, engine);
-    // Boxed: what a login needs is gone while the session lives.
-    let entered = Box::pin(begin(&mut link, &conn, &gateway, &shared, &terms, &shutdown)).await;
-    let link = match entered {
-        None => link,
-        Some(entered) => {
-            let channel = entered.names.is_some().then(|| Box::new(login::channel(&conn)));
-            drop(conn);
-            let mut session =
-                Box::new(Session::new(link, entered, gateway, shared.next_connection(), terms.clone(), channel));
-            drop(shared);
-            let close = {
-                let mut shutdown = pin!(shutdown.cancelled());
-                poll_fn(|cx| session.poll(cx, |cx| shutdown.as_mut().poll(cx).is_ready())).await
-            };
-            session.end(close).await
-        }
-    };
-    link.close(terms.write_timeout).await;
+    let write_timeout = terms.write_timeout;
+    let link = Box::new(Link::new(io, prefix, Engine::new(terms.engine.clone(), now())));
+    let entering = Box::pin(enter(link, conn, gateway, shared, terms, shutdown.clone()));
+    Box::pin(async move {
+        let link = match entering.await {
+            Err(link) => link,
+            Ok(mut session) => {
+                let close = {
+                    let mut shutdown = pin!(shutdown.cancelled());
+                    poll_fn(|cx| session.poll(cx, |cx| shutdown.as_mut().poll(cx).is_ready())).await
+                };
+                Box::pin(session.end(close)).await
+            }
+        };
+        Box::pin(link.close(write_timeout)).await;
+    })
+}
+
+/// From CONNECT to a session; without one the connection is to be closed.
+async fn enter<IO>(
+    mut link: Box<Link<IO>>,
+    conn: ConnectionInfo,
+    gateway: Arc<Gateway>,
+    shared: Arc<Shared>,
+    terms: Arc<Terms>,
+    shutdown: CancellationToken,
+) -> Result<Box<Session<IO>>, Box<Link<IO>>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(entered) = begin(&mut link, &conn, &gateway, &shared, &terms, &shutdown).await else { return Err(link) };
+    let channel = entered.names.is_some().then(|| Box::new(login::channel(&conn)));
+    Ok(Box::new(Session::new(link, entered, gateway, shared.next_connection(), terms, channel)))
 }
 
 /// What is under way before a session begins.

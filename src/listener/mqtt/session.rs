@@ -25,7 +25,7 @@ use crate::telemetry::meters;
 
 /// See the module's documentation.
 pub struct Session<IO> {
-    link: Link<IO>,
+    link: Box<Link<IO>>,
     client: Client,
     gateway: Arc<Gateway>,
     terms: Arc<Terms>,
@@ -88,7 +88,7 @@ struct Suback {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     pub fn new(
-        link: Link<IO>,
+        link: Box<Link<IO>>,
         entered: Entered,
         gateway: Arc<Gateway>,
         connection: u64,
@@ -636,7 +636,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
     // The end.
 
     /// Ends the session, keeping what is to be kept, and gives the transport back for the last words.
-    pub async fn end(mut self: Box<Self>, close: Close) -> Link<IO> {
+    pub async fn end(mut self: Box<Self>, close: Close) -> Box<Link<IO>> {
         note_end(&close);
         let secs = close.session_expiry_secs.unwrap_or(self.expiry_secs);
         let expiry = login::keep_for(&self.gateway, secs);
