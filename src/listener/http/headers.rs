@@ -1,7 +1,8 @@
 //! Headers of a request and an answer that pass through: what ends here, what is added, what is never believed.
 
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE, VIA,
+    AUTHORIZATION, CONNECTION, COOKIE, EXPECT, Entry, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE, UPGRADE,
+    VIA,
 };
 use http::{Version, uri};
 use std::net::IpAddr;
@@ -34,13 +35,12 @@ pub struct Passing<'a> {
 /// Turns a client's headers into those for the upstream.
 pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
     let wants_trailers = headers.get_all(TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    strip(headers);
-    headers.remove(TE);
-    // Answered here: the client gets its 100 when its body is first asked for.
-    headers.remove(EXPECT);
-    for name in OURS {
-        headers.remove(name);
-    }
+    strip(headers, |name| {
+        // Expect is answered here: the client gets its 100 when its body is first asked for.
+        [TE, EXPECT, HOST, DEVICE, ROLE].contains(name)
+            || (passing.hide_authorization && *name == AUTHORIZATION)
+            || (!passing.is_proxy && WHERE_FROM.contains(name))
+    });
     drop_lookalikes(headers);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -52,9 +52,6 @@ pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
         headers.insert(UPGRADE, upgrade.clone());
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    if passing.hide_authorization {
-        headers.remove(http::header::AUTHORIZATION);
-    }
     if let Some((id, role)) = passing.device {
         // Ids and roles have no character that a header has not; one that had is left out.
         for (name, text) in [(DEVICE, id), (ROLE, role)] {
@@ -63,13 +60,8 @@ pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
             }
         }
     }
-    match (passing.preserve_host, passing.host.and_then(|host| HeaderValue::from_str(host).ok())) {
-        (true, Some(host)) => {
-            headers.insert(HOST, host);
-        }
-        (true, None) | (false, _) => {
-            headers.remove(HOST);
-        }
+    if let (true, Some(host)) = (passing.preserve_host, passing.host) {
+        set(headers, HOST, host);
     }
     say_where_from(headers, passing);
     headers.insert(X_REQUEST_ID, passing.request_id.clone());
@@ -86,7 +78,7 @@ pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
 /// Turns an upstream's headers into those for the client. `upgrade`: the answer grants one.
 pub fn towards_client(headers: &mut HeaderMap, via: &str, version: Version, upgrade: bool, request_id: &HeaderValue) {
     let granted = headers.get(UPGRADE).filter(|_| upgrade).cloned();
-    strip(headers);
+    strip(headers, |_| false);
     if let Some(granted) = granted {
         headers.insert(UPGRADE, granted);
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -136,7 +128,8 @@ pub fn is_host_unambiguous(version: Version, uri: &uri::Uri, headers: &HeaderMap
     is_authority && (version != Version::HTTP_2 || uri.authority().is_none_or(|authority| host == authority.as_str()))
 }
 
-fn strip(headers: &mut HeaderMap) {
+/// Removes what ends at this hop, and what else `ends_here`.
+fn strip(headers: &mut HeaderMap, ends_here: impl Fn(&HeaderName) -> bool) {
     // Most requests name nothing, and nothing is allocated for them.
     if headers.contains_key(CONNECTION) {
         let named: Vec<String> = headers
@@ -149,7 +142,9 @@ fn strip(headers: &mut HeaderMap) {
             headers.remove(name.as_str());
         }
     }
-    for name in hop_by_hop::NAMES {
+    // One look at each name that is there costs less than one for each that may be.
+    let is_unwanted = |name: &&HeaderName| hop_by_hop::is_hop_by_hop(name.as_str()) || ends_here(name);
+    while let Some(name) = headers.keys().find(is_unwanted).cloned() {
         headers.remove(name);
     }
 }
@@ -183,9 +178,6 @@ fn say_where_from(headers: &mut HeaderMap, passing: &Passing<'_>) {
         append(headers, &X_FORWARDED_FOR, &passing.peer.to_string());
         append(headers, &FORWARDED, &element);
     } else {
-        for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, FORWARDED, X_REAL_IP, X_FORWARDED_PORT] {
-            headers.remove(name);
-        }
         set(headers, X_FORWARDED_FOR, &passing.peer.to_string());
         set(headers, FORWARDED, &element);
     }
@@ -231,6 +223,9 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const DEVICE: HeaderName = HeaderName::from_static("tidegate-device");
 const ROLE: HeaderName = HeaderName::from_static("tidegate-role");
 const OURS: [HeaderName; 2] = [DEVICE, ROLE];
+/// What a client may not say of itself; the first two are set here anew.
+const WHERE_FROM: [HeaderName; 6] =
+    [X_FORWARDED_FOR, FORWARDED, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_FORWARDED_PORT, X_REAL_IP];
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -249,7 +244,7 @@ const SET_HERE: [HeaderName; 9] = [
     X_REQUEST_ID,
     http::header::CONTENT_LENGTH,
     http::header::TRANSFER_ENCODING,
-    http::header::AUTHORIZATION,
+    AUTHORIZATION,
 ];
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
