@@ -83,7 +83,7 @@ impl Gateway {
             SendRetained::IfNew => is_new,
             SendRetained::Never => false,
         };
-        let retained = if wanted { self.retained_for(&filter, tag, &granted, now) } else { Vec::new() };
+        let retained = if wanted { self.retained_for(client, &filter, tag, &granted, now) } else { Vec::new() };
         let retained = self.store_retained(client, retained);
         if is_new {
             client.filters.push((filter, tag));
@@ -91,10 +91,19 @@ impl Gateway {
         Ok(Subscribed { qos: granted.qos, retained })
     }
 
-    fn retained_for(&self, filter: &Filter, tag: u64, granted: &SubscribeOptions, now: Instant) -> Vec<Delivery> {
+    fn retained_for(
+        &self,
+        client: &Client,
+        filter: &Filter,
+        tag: u64,
+        granted: &SubscribeOptions,
+        now: Instant,
+    ) -> Vec<Delivery> {
+        let own = Some(client.session.id);
         let identifiers: Option<Arc<[u32]>> = granted.identifier.map(|id| [id].into());
         let messages = self.hub.retained(filter, wall_ms()).into_iter().chain(self.sys_retained(filter, now));
         messages
+            .filter(|message| !(granted.no_local && message.origin.session == own))
             .map(|message| Delivery {
                 qos: message.qos.min(granted.qos),
                 retain: true,

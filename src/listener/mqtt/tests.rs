@@ -1,11 +1,14 @@
 //! The adapter over in-memory pipes, with a real gateway, registry and spool behind it; the client writes and reads packets as bytes.
 
+mod chapters;
 mod client;
 mod login;
 mod messages;
 mod sessions;
+mod subscriptions;
 
 use super::*;
+use crate::gateway;
 use crate::identity::{self, Registry};
 use crate::listener::tests::fixture::{Plan, conn, emit, jwt, key};
 use crate::message::DeviceId;
@@ -15,7 +18,7 @@ use client::Client;
 const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
     {"name": "plant", "who": ["anyone"], "do": ["publish", "subscribe", "read"], "on": ["plant/#"]},
-    {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["#", "dev/#"]},
+    {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["#", "dev/#", "$SYS/#"]},
     {"name": "not there", "effect": "deny", "who": ["anyone"], "do": ["publish"], "on": ["plant/forbidden"]},
     {"name": "small", "who": ["anyone"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4},
     {"name": "slow", "who": ["anyone"], "do": ["publish"], "on": ["slow/#"], "rate": "1/s burst 1"}
@@ -35,9 +38,19 @@ impl Fixture {
 
     /// `sinks` are topic patterns of class `disk`.
     fn with(limits: impl FnOnce(&mut Limits), identity: impl FnOnce(&mut identity::Config), sinks: &[&str]) -> Self {
+        Fixture::planned(sinks, |plan| {
+            limits(&mut plan.limits);
+            identity(&mut plan.identity);
+        })
+    }
+
+    fn configured(adjust: impl FnOnce(&mut gateway::Config)) -> Self {
+        Fixture::planned(&[], |plan| adjust(&mut plan.config))
+    }
+
+    fn planned(sinks: &[&str], adjust: impl FnOnce(&mut Plan<'_>)) -> Self {
         let mut plan = Plan { rules: RULES, sinks, ..Plan::default() };
-        limits(&mut plan.limits);
-        identity(&mut plan.identity);
+        adjust(&mut plan);
         let (gateway, folder) = plan.start();
         Fixture { gateway, shared: Arc::new(Shared::new()), shutdown: CancellationToken::new(), folder }
     }

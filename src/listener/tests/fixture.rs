@@ -20,6 +20,7 @@ use crate::tls::TlsInfo;
 pub struct Plan<'a> {
     /// A list of rules in JSON.
     pub rules: &'a str,
+    pub config: Config,
     pub limits: Limits,
     pub identity: identity::Config,
     /// Topic patterns of class `disk`, each with a sink of that name.
@@ -28,11 +29,11 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// The gateway of the sensors `a` and `b` and the operator `op`, who hold the keys of [`key`]; and its state folder.
+    /// The gateway of the sensors `a` and `b` and the operators `op` and `op2`, who hold the keys of [`key`]; and its state folder.
     pub fn start(self) -> (Arc<Gateway>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let identity = Arc::new(Identity::open(folder.path(), &self.identity).unwrap());
-        let devices = [("a", "sensor"), ("b", "sensor"), ("op", "operator")].map(|(id, role)| NewDevice {
+        let devices = [("a", "sensor"), ("b", "sensor"), ("op", "operator"), ("op2", "operator")].map(|(id, role)| NewDevice {
             id: DeviceId::parse(id).unwrap(),
             role: role.into(),
             attributes: vec![],
@@ -58,7 +59,7 @@ impl Plan<'_> {
             routes: self.routes,
             anonymous_role: self.identity.anonymous_role.as_str().into(),
         };
-        let gateway = Gateway::new(Config::default(), identity, spool, forwards, rules, Instant::now());
+        let gateway = Gateway::new(self.config, identity, spool, forwards, rules, Instant::now());
         (Arc::new(gateway), folder)
     }
 }
