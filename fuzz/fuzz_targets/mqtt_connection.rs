@@ -73,12 +73,8 @@ fn drain(connection: &mut Connection<Small>, now: Instant, mood: u8, out: &mut B
 
 fn answer(connection: &mut Connection<Small>, event: Event<Small>, mood: u8, out: &mut BytesMut) {
     let accept = || Accept {
-        session: None,
-        assigned_client_id: None,
-        session_expiry_secs: None,
-        auth_data: None,
-        response_info: None,
-        user: &[],
+        stored: mood & 128 != 0,
+        ..Accept::default()
     };
     let reason = if mood & 8 == 0 { Reason::Success } else { Reason::NotAuthorized };
     match event {
@@ -110,6 +106,7 @@ fn answer(connection: &mut Connection<Small>, event: Event<Small>, mood: u8, out
             let reasons = vec![Reason::Success; unsubscribe.filters.len()];
             connection.unsuback(unsubscribe.packet_id, &reasons, Some("gone"), out);
         }
-        Event::Delivered { .. } | Event::Completed { .. } | Event::Released { .. } => {}
+        Event::Released { packet_id } => connection.complete(packet_id, out),
+        Event::Delivered { .. } | Event::Completed { .. } => {}
     }
 }

@@ -97,7 +97,7 @@ fn every_problem_is_reported_at_once_with_line_key_value_and_what_is_allowed() {
     let text = "[gateway]\nnmae = \"x\"\nworkers = \"many\"\ndata_dir = 7\ndevice_api_prefix = \"iot/\"\n\n[gatewya]\n";
     assert_eq!(
         complaints(text),
-        "2:1: error: gateway.nmae: unknown key; allowed: data_dir, device_api_prefix, name, presence, utc_offset_minutes, workers; did you mean `name`?\n\
+        "2:1: error: gateway.nmae: unknown key; allowed: data_dir, device_api_prefix, mqtt311_refused, name, presence, sys_interval_secs, utc_offset_minutes, workers; did you mean `name`?\n\
          3:11: error: gateway.workers = \"many\": unknown word; allowed: \"auto\", or an integer from 1 to 256\n\
          4:12: error: gateway.data_dir = 7: wrong type, this is an integer; allowed: a path\n\
          5:21: error: gateway.device_api_prefix = \"iot/\": not understood; allowed: a path such as \"/\" or \"/gw\", of segments \
@@ -293,7 +293,7 @@ fn a_bad_override_is_reported_like_a_bad_file() {
     assert_eq!(
         report.to_string(),
         "environment:1:28: error: gateway.workers = 0: out of range; allowed: \"auto\", or an integer from 1 to 256\n\
-         --set:1:1: error: gateway.wrokers: unknown key; allowed: data_dir, device_api_prefix, name, presence, utc_offset_minutes, workers; did you mean `workers`?\n\
+         --set:1:1: error: gateway.wrokers: unknown key; allowed: data_dir, device_api_prefix, mqtt311_refused, name, presence, sys_interval_secs, utc_offset_minutes, workers; did you mean `workers`?\n\
          --set:1:1: error: no `=`; allowed: KEY=VALUE, such as limits.connections_max=100\n"
     );
 }
