@@ -60,8 +60,12 @@ fn every_difference_to_mosquitto_and_rumqttd_is_explained() {
             let explained = EXPLAINED.iter().any(|(name, who, _)| *name == script.name && *who == peer);
             match (ours == theirs, explained) {
                 (true, false) | (false, true) => {}
-                (true, true) => faults.push(format!("{}: {peer:?} answers as we do, the explanation can go", script.name)),
-                (false, false) => faults.push(format!("{}: {peer:?}\n    ours   {ours:?}\n    theirs {theirs:?}", script.name)),
+                (true, true) => {
+                    faults.push(format!("{}: {peer:?} answers as we do, the explanation can go", script.name))
+                }
+                (false, false) => {
+                    faults.push(format!("{}: {peer:?}\n    ours   {ours:?}\n    theirs {theirs:?}", script.name))
+                }
             }
         }
     }
@@ -100,7 +104,10 @@ fn rumqttd() -> [SocketAddr; 2] {
         "v5": server("v5", addresses[1]),
     }))
     .unwrap();
-    thread::spawn(move || rumqttd::Broker::new(config).start());
+    thread::spawn(move || {
+        // If it cannot start, the wait below says so.
+        let _ = rumqttd::Broker::new(config).start();
+    });
     for address in addresses {
         support::wait_until("rumqttd listens", || TcpStream::connect(address).is_ok());
     }
@@ -251,7 +258,12 @@ fn scripts() -> Vec<Script> {
             PING.to_vec()
         );
         both!("granted qos is the limit", subscribe(1, none, "d/g", 0), publish(2, "d/g", Some(3), none, "x"));
-        both!("qos 2 twice", publish(4, "d/t", Some(7), none, "x"), publish(12, "d/t", Some(7), none, "x"), vec![0x62, 2, 0, 7]);
+        both!(
+            "qos 2 twice",
+            publish(4, "d/t", Some(7), none, "x"),
+            publish(12, "d/t", Some(7), none, "x"),
+            vec![0x62, 2, 0, 7]
+        );
         both!("qos 3", publish(6, "d/q3", Some(1), none, "x"));
         both!("identifier 0", publish(2, "d/i", Some(0), none, "x"));
         both!("dup at qos 0", publish(8, "d/dup", None, none, "x"), PING.to_vec());
@@ -329,15 +341,35 @@ fn scripts() -> Vec<Script> {
     open("level 3", Version::V311, vec![packet(0x10, &[&text("MQIsdp"), &[3, 2, 0, 60], &text("x2")])]);
     open("level 6", Version::V5, vec![packet(0x10, &[&text("MQTT"), &[6, 2, 0, 60], &[0], &text("x3")])]);
     open("reserved connect flag", Version::V311, vec![packet(0x10, &[&text("MQTT"), &[4, 3, 0, 60], &text("x4")])]);
-    open("no name and no clean session", Version::V311, vec![packet(0x10, &[&text("MQTT"), &[4, 0, 0, 60], &text("")])]);
+    open(
+        "no name and no clean session",
+        Version::V311,
+        vec![packet(0x10, &[&text("MQTT"), &[4, 0, 0, 60], &text("")])],
+    );
     open("no name", Version::V311, vec![connect(4, "")]);
-    open("password without a user", Version::V311, vec![packet(0x10, &[&text("MQTT"), &[4, 0x42, 0, 60], &text("x5"), &text("p")])]);
-    open("will qos 3", Version::V311, vec![packet(0x10, &[&text("MQTT"), &[4, 0x1E, 0, 60], &text("x6"), &text("w"), &text("p")])]);
-    open("connect with bytes to spare", Version::V311, vec![packet(0x10, &[&text("MQTT"), &[4, 2, 0, 60], &text("x7"), &[0]])]);
+    open(
+        "password without a user",
+        Version::V311,
+        vec![packet(0x10, &[&text("MQTT"), &[4, 0x42, 0, 60], &text("x5"), &text("p")])],
+    );
+    open(
+        "will qos 3",
+        Version::V311,
+        vec![packet(0x10, &[&text("MQTT"), &[4, 0x1E, 0, 60], &text("x6"), &text("w"), &text("p")])],
+    );
+    open(
+        "connect with bytes to spare",
+        Version::V311,
+        vec![packet(0x10, &[&text("MQTT"), &[4, 2, 0, 60], &text("x7"), &[0]])],
+    );
     open(
         "a session goes on",
         Version::V311,
-        vec![packet(0x10, &[&text("MQTT"), &[4, 0, 0, 60], &text("goes-on")]), subscribe(1, V4, "d/s", 1), vec![0xE0, 0]],
+        vec![
+            packet(0x10, &[&text("MQTT"), &[4, 0, 0, 60], &text("goes-on")]),
+            subscribe(1, V4, "d/s", 1),
+            vec![0xE0, 0],
+        ],
     );
     // MQTT 5 alone.
     let mut five = |name: &'static str, pieces: Vec<Vec<u8>>| {
@@ -361,12 +393,18 @@ fn scripts() -> Vec<Script> {
     five("subscription identifier from a client", vec![publish(0, "d/si", None, &[2, 0x0B, 7], "x")]);
     five("no local", vec![subscribe(1, &[0], "d/nl", 4), publish(0, "d/nl", None, &[0], "x"), PING.to_vec()]);
     five("no local on a shared subscription", vec![subscribe(1, &[0], "$share/g/d/nl", 4)]);
-    five("shared subscription", vec![subscribe(1, &[0], "$share/g/d/sh", 0), publish(0, "d/sh", None, &[0], "x"), PING.to_vec()]);
+    five(
+        "shared subscription",
+        vec![subscribe(1, &[0], "$share/g/d/sh", 0), publish(0, "d/sh", None, &[0], "x"), PING.to_vec()],
+    );
     five("share without a filter", vec![subscribe(1, &[0], "$share/g", 0), PING.to_vec()]);
     five("share with a wildcard name", vec![subscribe(1, &[0], "$share/+/d", 0), PING.to_vec()]);
     five("retain handling 3", vec![subscribe(1, &[0], "d", 0x30)]);
     five("reserved option bits", vec![subscribe(1, &[0], "d", 0xC0)]);
-    five("retain as published", vec![subscribe(1, &[0], "d/rap", 8), publish(1, "d/rap", None, &[0], "x"), publish(1, "d/rap", None, &[0], "")]);
+    five(
+        "retain as published",
+        vec![subscribe(1, &[0], "d/rap", 8), publish(1, "d/rap", None, &[0], "x"), publish(1, "d/rap", None, &[0], "")],
+    );
     five("payload that is not text", vec![packet(0x30, &[&text("d/p"), &[2, 1, 1], &[0xFF]]), PING.to_vec()]);
     five("payload format 2", vec![publish(0, "d/p", None, &[2, 1, 2], "x")]);
     five("property twice", vec![publish(0, "d/p", None, &[4, 1, 1, 1, 1], "x")]);
@@ -376,7 +414,13 @@ fn scripts() -> Vec<Script> {
         "properties travel",
         vec![
             subscribe(1, &[0], "d/pt", 0),
-            publish(0, "d/pt", None, &[&[22, 1, 1, 3, 0, 1, b't', 8, 0, 1, b'r', 9, 0, 1, 7][..], &[0x26, 0, 1, b'k', 0, 1, b'v']].concat(), "x"),
+            publish(
+                0,
+                "d/pt",
+                None,
+                &[&[22, 1, 1, 3, 0, 1, b't', 8, 0, 1, b'r', 9, 0, 1, 7][..], &[0x26, 0, 1, b'k', 0, 1, b'v']].concat(),
+                "x",
+            ),
         ],
     );
     five("response topic with a wildcard", vec![publish(0, "d", None, &[4, 8, 0, 1, b'#'], "x")]);

@@ -72,10 +72,7 @@ fn drain(connection: &mut Connection<Small>, now: Instant, mood: u8, out: &mut B
 }
 
 fn answer(connection: &mut Connection<Small>, event: Event<Small>, mood: u8, out: &mut BytesMut) {
-    let accept = || Accept {
-        stored: mood & 128 != 0,
-        ..Accept::default()
-    };
+    let accept = || Accept { stored: mood & 128 != 0, ..Accept::default() };
     let reason = if mood & 8 == 0 { Reason::Success } else { Reason::NotAuthorized };
     match event {
         Event::Connect(connect) => {

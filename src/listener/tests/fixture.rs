@@ -33,12 +33,13 @@ impl Plan<'_> {
     pub fn start(self) -> (Arc<Gateway>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let identity = Arc::new(Identity::open(folder.path(), &self.identity).unwrap());
-        let devices = [("a", "sensor"), ("b", "sensor"), ("op", "operator"), ("op2", "operator")].map(|(id, role)| NewDevice {
-            id: DeviceId::parse(id).unwrap(),
-            role: role.into(),
-            attributes: vec![],
-            keys: vec![NewKey { public: key(id).public(), not_before: None, not_after: None }],
-        });
+        let devices =
+            [("a", "sensor"), ("b", "sensor"), ("op", "operator"), ("op2", "operator")].map(|(id, role)| NewDevice {
+                id: DeviceId::parse(id).unwrap(),
+                role: role.into(),
+                attributes: vec![],
+                keys: vec![NewKey { public: key(id).public(), not_before: None, not_after: None }],
+            });
         Registry::open(folder.path()).unwrap().add(&devices, 0, |_| {}).unwrap();
         identity.refresh().unwrap();
         let sink = |name: &&str| SinkConfig {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_mqtt::{Ack, Packet, Property, PropertiesBuf, Qos, Reason};
+use tidegate_mqtt::{Ack, Packet, PropertiesBuf, Property, Qos, Reason};
 use tokio::io::AsyncWriteExt;
 
 use super::client::{Client, Said, ack, id};
@@ -85,7 +85,9 @@ async fn a_connack_says_no_more_than_was_asked_for() {
     client.connect("a").password(&fixture.jwt("a", 600)).property(Property::RequestResponseInfo(false)).send().await;
     let (present, properties) = client.accepted().await;
     assert!(!present);
-    for absent in ["ResponseInfo", "AuthMethod", "ServerKeepAlive", "AssignedClientId", "SessionExpiry", "ServerReference"] {
+    for absent in
+        ["ResponseInfo", "AuthMethod", "ServerKeepAlive", "AssignedClientId", "SessionExpiry", "ServerReference"]
+    {
         assert!(!properties.iter().any(|p| p.starts_with(absent)), "{absent}: {properties:?}");
     }
 }
@@ -157,7 +159,12 @@ async fn a_will_is_a_message_like_any_other() {
         ];
         let mut client = fixture.dial(Version::V5);
         let jwt = fixture.jwt("a", 600);
-        client.connect("a").password(&jwt).will("plant/will", "gone", Qos::AtLeastOnce, retain, &properties).send().await;
+        client
+            .connect("a")
+            .password(&jwt)
+            .will("plant/will", "gone", Qos::AtLeastOnce, retain, &properties)
+            .send()
+            .await;
         client.accepted().await;
         client.vanish().await;
         let Said::Publish { topic, payload, qos, properties: got, .. } = reader.next().await else { panic!("no will") };
