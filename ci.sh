@@ -84,7 +84,7 @@ gate_unit() { # the tests inside the crates, doc tests included
 gate_integration() { # tests/*.rs: layers, faults, hostile input, kill -9
   need_debian mosquitto:mosquitto
   # shellcheck disable=SC2046
-  cargo test --locked -p tidegate $(test_files integration)
+  cargo test --locked --no-fail-fast -p tidegate $(test_files integration)
   local crate
   for crate in protocols/*/; do
     compgen -G "${crate}tests/*.rs" >/dev/null || continue
@@ -96,7 +96,7 @@ gate_interop() { # mosquitto, curl, libcoap, aiocoap and paho against the real b
   need_debian mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl coap-client-notls:libcoap3-bin
   python_venv
   # shellcheck disable=SC2046
-  TIDEGATE_INTEROP=1 cargo test --locked -p tidegate $(test_files interop)
+  TIDEGATE_INTEROP=1 cargo test --locked --no-fail-fast -p tidegate $(test_files interop)
 }
 
 gate_docs() { # rustdoc without warnings; links, files and commands in the documents exist
