@@ -100,6 +100,7 @@ pub struct Outbox {
     session: SessionId,
     limits: OutboxLimits,
     depth: AtomicUsize,
+    /// No task drains it: a persistent session between two connections. `QoS` 0 is not kept. Changes under the lock.
     is_parked: AtomicBool,
     persistent: Option<Persistent>,
     inner: Mutex<Inner>,
@@ -139,8 +140,6 @@ struct Inner {
     crowds: u32,
     /// The session's task has no room for messages: a push need not wake it.
     only_outcomes: bool,
-    /// No task drains it: a persistent session between two connections. `QoS` 0 is not kept.
-    parked: bool,
     dropped: u64,
 }
 
@@ -151,6 +150,28 @@ struct Waiting {
 }
 
 const HARD_FACTOR: usize = 4;
+
+/// Publishers that need not wait any more: to be told once the lock is let go, for what they do then may lead back here.
+#[must_use]
+#[derive(Default)]
+struct Released {
+    crowd: Vec<Waker>,
+    waiting: Vec<Waiting>,
+}
+
+impl Released {
+    /// Everybody.
+    fn all(inner: &mut Inner) -> Self {
+        Released { crowd: disperse(inner), waiting: std::mem::take(&mut inner.waiting) }
+    }
+
+    fn tell(self) {
+        self.crowd.into_iter().for_each(Waker::wake);
+        for Waiting { completion, token, receipt } in self.waiting {
+            completion.complete(token, Ok(receipt));
+        }
+    }
+}
 
 /// Ends the waiting of publishers of `QoS` 0.
 fn disperse(inner: &mut Inner) -> Vec<Waker> {
@@ -203,7 +224,6 @@ impl Outbox {
                 crowd: Vec::new(),
                 crowds: 0,
                 only_outcomes: false,
-                parked: false,
                 dropped: 0,
             }),
         }
@@ -218,7 +238,7 @@ impl Outbox {
         self.persistent.as_ref().map(|persistent| persistent.number)
     }
 
-    /// Whether no client is connected; a hint, as the depth.
+    /// Whether no client is connected; without the lock a hint, as the depth.
     pub fn is_parked(&self) -> bool {
         self.is_parked.load(Ordering::Relaxed)
     }
@@ -247,9 +267,9 @@ impl Outbox {
         let far_above = messages >= self.limits.messages_max.saturating_mul(HARD_FACTOR)
             || inner.bytes.saturating_add(cost) > self.limits.bytes_max.saturating_mul(HARD_FACTOR);
         let refuse = match delivery.qos {
-            Qos::AtMostOnce => above || inner.parked,
+            Qos::AtMostOnce => above || self.is_parked(),
             // Nobody drains a parked outbox, so waiting for it would never end.
-            Qos::AtLeastOnce | Qos::ExactlyOnce => far_above || (above && inner.parked),
+            Qos::AtLeastOnce | Qos::ExactlyOnce => far_above || (above && self.is_parked()),
         };
         if refuse || inner.close.is_some() {
             inner.dropped = inner.dropped.saturating_add(1);
@@ -283,7 +303,7 @@ impl Outbox {
     pub fn poll_room(&self, cx: &mut Context<'_>, joined: &mut Option<u32>, now: Instant) -> Poll<()> {
         let mut inner = self.inner.lock();
         let over = inner.crowded_since.is_none_or(|since| now >= since + self.limits.crowded_wait);
-        if over || inner.parked || inner.close.is_some() || joined.is_some_and(|joined| joined != inner.crowds) {
+        if over || self.is_parked() || inner.close.is_some() || joined.is_some_and(|joined| joined != inner.crowds) {
             return Poll::Ready(());
         }
         if joined.replace(inner.crowds).is_none() {
@@ -296,7 +316,7 @@ impl Outbox {
     pub fn when_drained(&self, completion: Arc<dyn Completion>, token: u64, receipt: Receipt) {
         {
             let mut inner = self.inner.lock();
-            if !inner.parked && inner.close.is_none() && !self.is_low(&inner) {
+            if !self.is_parked() && inner.close.is_none() && !self.is_low(&inner) {
                 inner.waiting.push(Waiting { completion, token, receipt });
                 return;
             }
@@ -317,15 +337,11 @@ impl Outbox {
         if !got && !inner.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             inner.waker = Some(cx.waker().clone());
         }
-        let released = self.release_waiting(&mut inner);
         let wanted = self.wanted(&mut inner);
-        let crowd = self.release_crowd(&mut inner);
+        let released = self.release(&mut inner);
         drop(inner);
-        crowd.into_iter().for_each(Waker::wake);
+        released.tell();
         self.load(wanted);
-        for waiting in released {
-            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
-        }
         if got { Poll::Ready(()) } else { Poll::Pending }
     }
 
@@ -365,7 +381,6 @@ impl Outbox {
     /// Leaves the outbox without a reader: queued `QoS` 0 goes, waiting publishers are released.
     pub fn park(&self) {
         let mut inner = self.inner.lock();
-        inner.parked = true;
         self.is_parked.store(true, Ordering::Relaxed);
         inner.waker = None;
         inner.close = None;
@@ -374,13 +389,9 @@ impl Outbox {
         inner.queue.retain(|d| d.qos != Qos::AtMostOnce && d.ticket.is_none());
         inner.bytes = inner.queue.iter().map(|d| d.message.cost_bytes()).sum();
         self.depth.store(inner.queue.len(), Ordering::Relaxed);
-        let released = std::mem::take(&mut inner.waiting);
-        let crowd = disperse(&mut inner);
+        let released = Released::all(&mut inner);
         drop(inner);
-        crowd.into_iter().for_each(Waker::wake);
-        for waiting in released {
-            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
-        }
+        released.tell();
     }
 
     /// Nobody drains it any more, nor will: it takes nothing, and waiting publishers are released.
@@ -391,19 +402,14 @@ impl Outbox {
         inner.queue = VecDeque::new();
         inner.bytes = 0;
         self.depth.store(0, Ordering::Relaxed);
-        let released = std::mem::take(&mut inner.waiting);
-        let crowd = disperse(&mut inner);
+        let released = Released::all(&mut inner);
         drop(inner);
-        crowd.into_iter().for_each(Waker::wake);
-        for waiting in released {
-            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
-        }
+        released.tell();
     }
 
     /// A connection has come back for the session.
     pub fn unpark(&self) {
         let mut inner = self.inner.lock();
-        inner.parked = false;
         self.is_parked.store(false, Ordering::Relaxed);
         inner.completions.clear();
     }
@@ -437,16 +443,17 @@ impl Outbox {
         now < *inner.crowded_since.get_or_insert(now) + self.limits.crowded_wait
     }
 
-    fn release_crowd(&self, inner: &mut Inner) -> Vec<Waker> {
+    /// Who waited for what it has come down to.
+    fn release(&self, inner: &mut Inner) -> Released {
         let quarter = inner.queue.len() <= self.limits.messages_max / 4 && inner.bytes <= self.limits.bytes_max / 4;
-        if inner.crowded_since.is_some() && quarter { disperse(inner) } else { Vec::new() }
-    }
-
-    fn release_waiting(&self, inner: &mut Inner) -> Vec<Waiting> {
-        if inner.waiting.is_empty() || !self.is_low(inner) {
-            return Vec::new();
+        let mut released = Released::default();
+        if inner.crowded_since.is_some() && quarter {
+            released.crowd = disperse(inner);
         }
-        std::mem::take(&mut inner.waiting)
+        if !inner.waiting.is_empty() && self.is_low(inner) {
+            released.waiting = std::mem::take(&mut inner.waiting);
+        }
+        released
     }
 }
 
@@ -465,7 +472,7 @@ impl Outbox {
         let fits =
             inner.queue.len() < self.limits.messages_max && inner.bytes.saturating_add(cost) <= self.limits.bytes_max;
         // A `QoS` 2 message is read after its commit: a message that its publisher repeats because of a crash must not reach anybody twice.
-        let open = fits && !inner.parked && inner.close.is_none() && delivery.qos != Qos::ExactlyOnce;
+        let open = fits && !self.is_parked() && inner.close.is_none() && delivery.qos != Qos::ExactlyOnce;
         let Some(stored) = &mut inner.stored else { return Vec::new() };
         let in_memory = open && !stored.is_behind();
         let Delivery { qos, retain, tag, view, .. } = delivery;
@@ -584,7 +591,7 @@ impl Outbox {
 
     /// The names of what is to be read next, when there is room for it.
     fn wanted(&self, inner: &mut Inner) -> Vec<u64> {
-        if inner.parked || inner.close.is_some() || !self.is_low(inner) {
+        if self.is_parked() || inner.close.is_some() || !self.is_low(inner) {
             return Vec::new();
         }
         let stored = inner.stored.as_mut();
@@ -609,7 +616,7 @@ const READ_MAX: usize = 128;
 impl Completion for Outbox {
     fn complete(&self, token: u64, outcome: Result<Receipt, Reject>) {
         let mut inner = self.inner.lock();
-        if inner.parked {
+        if self.is_parked() {
             return;
         }
         inner.completions.push((token, outcome));
@@ -626,13 +633,9 @@ impl Control for Outbox {
         let mut inner = self.inner.lock();
         inner.close.get_or_insert(reason);
         let waker = inner.waker.take();
-        let released = std::mem::take(&mut inner.waiting);
-        let crowd = disperse(&mut inner);
+        let released = Released::all(&mut inner);
         drop(inner);
-        crowd.into_iter().for_each(Waker::wake);
-        for waiting in released {
-            waiting.completion.complete(waiting.token, Ok(waiting.receipt));
-        }
+        released.tell();
         if let Some(waker) = waker {
             waker.wake();
         }
