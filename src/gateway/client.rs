@@ -29,8 +29,6 @@ pub struct Client {
     pub(super) durable: Option<Durable>,
     /// To be published if it leaves without a goodbye.
     pub(super) will: Option<Box<Registered>>,
-    /// The packet identifier of the `QoS` 2 message that is being published.
-    pub(super) once: Option<u16>,
     /// A subscriber of the message just published to wait for.
     pub(super) crowded: Option<Arc<Outbox>>,
     /// Reused for canonical topics.

@@ -338,7 +338,6 @@ impl Gateway {
             filters,
             durable,
             will: None,
-            once: None,
             crowded: None,
             scratch: String::new(),
         };

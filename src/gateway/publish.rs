@@ -10,8 +10,8 @@ use portable_atomic::{AtomicU8, Ordering};
 use super::address::{commanded, is_reserved};
 use super::client::TopicRoute;
 use super::{
-    Action, Address, Caller, Client, Completion, Gateway, Message, Origin, Protocol, Qos, Receipt, Reject, Snapshot,
-    Topic, meters, wall_ms,
+    Action, Address, Caller, Client, Completion, Gateway, Message, Origin, Outbox, Protocol, Qos, Receipt, Reject,
+    Snapshot, Topic, meters, wall_ms,
 };
 use crate::hub::filter_matches;
 use crate::message::Properties;
@@ -51,8 +51,20 @@ impl Gateway {
         done: Option<Done<'_>>,
         now: Instant,
     ) -> Result<Published, Reject> {
+        self.publish_counted(client, None, address, draft, done, now)
+    }
+
+    fn publish_counted(
+        &self,
+        client: &mut Client,
+        once: Option<u16>,
+        address: Address<'_>,
+        draft: Draft,
+        done: Option<Done<'_>>,
+        now: Instant,
+    ) -> Result<Published, Reject> {
         let bytes = draft.payload.len() as u64;
-        let result = self.try_publish(client, address, draft, done, now);
+        let result = self.try_publish(client, once, address, draft, done, now);
         let meters = meters().of(client.caller.protocol);
         match &result {
             Ok(_) => {
@@ -78,10 +90,8 @@ impl Gateway {
         done: Option<Done<'_>>,
         now: Instant,
     ) -> Result<Published, Reject> {
-        client.once = client.durable.is_some().then_some(packet_id);
-        let result = self.publish(client, address, draft, done, now);
-        client.once = None;
-        result
+        let once = client.durable.is_some().then_some(packet_id);
+        self.publish_counted(client, once, address, draft, done, now)
     }
 
     /// Counts a refusal, and logs it where one looks for why a device is refused.
@@ -100,6 +110,7 @@ impl Gateway {
     fn try_publish(
         &self,
         client: &mut Client,
+        once: Option<u16>,
         address: Address<'_>,
         draft: Draft,
         done: Option<Done<'_>>,
@@ -138,7 +149,6 @@ impl Gateway {
             },
             properties: draft.properties,
         });
-        let once = client.once.take();
         if let Some(packet_id) = once {
             self.take_id(client, packet_id);
         }
@@ -275,14 +285,18 @@ impl Gateway {
         u16::try_from(minutes.rem_euclid(24 * 60)).unwrap_or(0)
     }
 
-    pub(super) fn sinks_of(&self, topic: &str) -> Arc<[SinkId]> {
+    fn sinks_of(&self, topic: &str) -> Arc<[SinkId]> {
         let wants = |patterns: &[Box<str>]| patterns.iter().any(|pattern| filter_matches(pattern, topic));
         self.forwards.iter().filter(|f| wants(&f.patterns)).map(|f| f.sink).collect()
     }
 
     /// A message of the gateway's own, such as presence: no policy, no rate.
     pub fn emit(&self, topic: Topic, payload: Bytes, retain: bool, now: Instant) -> Result<Published, Reject> {
-        let message = self.own_message(topic, payload, retain);
+        self.distribute(self.own_message(topic, payload, retain), now)
+    }
+
+    /// Dispatches a message to everybody whom its topic concerns; nobody waits for the outcome.
+    pub(super) fn distribute(&self, message: Arc<Message>, now: Instant) -> Result<Published, Reject> {
         let (_, matches) = self.hub.matches(message.topic.as_str());
         let sinks = self.sinks_of(message.topic.as_str());
         self.dispatch(message, &matches, &sinks, false, None, now).map(|(published, _)| published)
@@ -316,7 +330,7 @@ impl Gateway {
     }
 
     /// Retain, spool, subscribers, acknowledgement. Names a subscriber that the publisher does well to wait for, if there is one.
-    pub(super) fn dispatch(
+    fn dispatch(
         &self,
         message: Arc<Message>,
         matches: &crate::hub::Matches,
@@ -324,7 +338,7 @@ impl Gateway {
         with_rows: bool,
         done: Option<Done<'_>>,
         now: Instant,
-    ) -> Result<(Published, Option<Arc<super::Outbox>>), Reject> {
+    ) -> Result<(Published, Option<Arc<Outbox>>), Reject> {
         self.remember(&message)?;
         // A retained value is a promise of its own: it is on disk before it is acknowledged.
         let rows = with_rows || (message.retain && message.qos != Qos::AtMostOnce && done.is_some());
@@ -339,35 +353,18 @@ impl Gateway {
 
         // The subscriber whose slowness holds the acknowledgement back has to be known before the spool gets the completion.
         let slow = done.and_then(|_| self.hub.slow_target(matches, message.qos));
-        let (completion, token) = match (done, &slow) {
-            (Some((completion, token)), Some(_)) if !sinks.is_empty() || rows => {
-                (Some(Join::both(completion.clone(), token) as Arc<dyn Completion>), 0)
-            }
-            (Some((completion, token)), _) => (Some(completion.clone()), token),
-            (None, _) => (None, 0),
-        };
-        let mut pending = false;
-        if !sinks.is_empty() || rows {
-            let report = completion.clone().map(|completion| (completion, token));
+        let stores = !sinks.is_empty() || rows;
+        let report = Report::new(done, slow, stores);
+        let mut accepted = None;
+        if stores {
             let demand = Demand { sinks, rows, ..Demand::default() };
-            let (accepted, _) = self.spool.store(&message, demand, report, receipt.receivers)?;
-            pending = accepted == Accepted::Pending;
-            if let (Accepted::Done, Some(completion), Some(_)) = (accepted, &completion, &slow) {
-                // One half of the join is done already.
-                completion.complete(token, Ok(receipt));
-                pending = true;
-            }
+            accepted = Some(self.spool.store(&message, demand, report.for_spool(), receipt.receivers)?.0);
         }
         let delivered = self.hub.deliver(&message, matches, now);
         if delivered.dropped > 0 {
             meters().dropped_outbox.increment(u64::from(delivered.dropped));
         }
-        if let (Some(completion), Some(outbox)) = (completion, slow) {
-            outbox.when_drained(completion, token, receipt);
-            pending = true;
-        }
-        let published = if pending { Published::Pending } else { Published::Done(receipt) };
-        Ok((published, delivered.crowded))
+        Ok((report.finish(accepted, receipt), delivered.crowded))
     }
 }
 
@@ -388,8 +385,45 @@ pub(super) fn compact(payload: Bytes) -> Bytes {
     if payload.len() <= COPIED_MAX { Bytes::copy_from_slice(&payload) } else { payload }
 }
 
+/// Who tells the publisher that its message is taken: the spool, a subscriber that is too slow, or the two together.
+pub(super) struct Report {
+    completion: Option<(Arc<dyn Completion>, u64)>,
+    slow: Option<Arc<Outbox>>,
+}
+
+impl Report {
+    /// `stores`: the spool is going to be asked.
+    pub(super) fn new(done: Option<Done<'_>>, slow: Option<Arc<Outbox>>, stores: bool) -> Self {
+        let completion = done.map(|(completion, token)| match &slow {
+            Some(_) if stores => (Join::both(completion.clone(), token) as Arc<dyn Completion>, 0),
+            Some(_) | None => (completion.clone(), token),
+        });
+        Report { completion, slow }
+    }
+
+    pub(super) fn for_spool(&self) -> Option<(Arc<dyn Completion>, u64)> {
+        self.completion.clone()
+    }
+
+    /// What the publisher hears at once, after the spool's answer, if it was asked, and the delivery.
+    pub(super) fn finish(self, accepted: Option<Accepted>, receipt: Receipt) -> Published {
+        match (self.completion, self.slow) {
+            (Some((completion, token)), Some(outbox)) => {
+                if accepted == Some(Accepted::Done) {
+                    // One half of the join is done already.
+                    completion.complete(token, Ok(receipt));
+                }
+                outbox.when_drained(completion, token, receipt);
+                Published::Pending
+            }
+            (Some(_), None) if accepted == Some(Accepted::Pending) => Published::Pending,
+            (Some(_), None) | (None, _) => Published::Done(receipt),
+        }
+    }
+}
+
 /// Reports once both the spool and a slow subscriber have.
-pub(super) struct Join {
+struct Join {
     completion: Arc<dyn Completion>,
     token: u64,
     waiting_for: AtomicU8,
@@ -397,7 +431,7 @@ pub(super) struct Join {
 }
 
 impl Join {
-    pub(super) fn both(completion: Arc<dyn Completion>, token: u64) -> Arc<Self> {
+    fn both(completion: Arc<dyn Completion>, token: u64) -> Arc<Self> {
         Arc::new(Join { completion, token, waiting_for: AtomicU8::new(2), refused: Mutex::new(None) })
     }
 }

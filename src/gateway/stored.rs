@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::durable::{Durable, qos_of, unreleased_key};
-use super::publish::Join;
-use super::{Address, Client, Completion, Done, Gateway, Message, MessageId, Published, Qos, Receipt, Reject, meters};
+use super::publish::Report;
+use super::{Address, Client, Done, Gateway, Message, MessageId, Published, Qos, Receipt, Reject, meters};
 use crate::hub::{Delivery, Matches, Outbox, Pushed, Store, Target, Terms, Ticket, View};
-use crate::spool::{self, Accepted, Demand, Kind, Spool};
+use crate::spool::{self, Demand, Kind, Spool};
 
 /// Reads messages from the spool for queues.
 pub(super) struct Loader(pub Spool);
@@ -47,13 +47,7 @@ impl Gateway {
         now: Instant,
     ) -> Result<Published, Reject> {
         let slow = done.and_then(|_| self.hub.slow_target(matches, message.qos));
-        let (completion, token) = match (done, &slow) {
-            (Some((completion, token)), Some(_)) => {
-                (Some(Join::both(completion.clone(), token) as Arc<dyn Completion>), 0)
-            }
-            (Some((completion, token)), None) => (Some(completion.clone()), token),
-            (None, _) => (None, 0),
-        };
+        let report = Report::new(done, slow, true);
         let mut dropped = Vec::new();
         let mut lost: u64 = 0;
         let accepted = {
@@ -62,8 +56,7 @@ impl Gateway {
             let kept: Vec<Option<Kept>> = recipients.iter().map(|target| self.admit(target, message)).collect();
             let targets: Vec<spool::Target<'_>> = kept.iter().flatten().map(Kept::target).collect();
             let demand = Demand { targets: &targets, ..demand };
-            let report = completion.clone().map(|completion| (completion, token));
-            let (accepted, position) = self.spool.store(message, demand, report, receipt.receivers)?;
+            let (accepted, position) = self.spool.store(message, demand, report.for_spool(), receipt.receivers)?;
             for (target, kept) in recipients.into_iter().zip(&kept) {
                 let ticket = kept.as_ref().map(|kept| Ticket::new(position, kept.id));
                 let delivery = target.delivery(message, ticket);
@@ -80,16 +73,7 @@ impl Gateway {
         if lost > 0 {
             meters().dropped_outbox.increment(lost);
         }
-        let mut pending = accepted == Accepted::Pending && completion.is_some();
-        if let (Some(completion), Some(outbox)) = (completion, slow) {
-            if accepted == Accepted::Done {
-                // One half of the join is done already.
-                completion.complete(token, Ok(receipt));
-            }
-            outbox.when_drained(completion, token, receipt);
-            pending = true;
-        }
-        Ok(if pending { Published::Pending } else { Published::Done(receipt) })
+        Ok(report.finish(Some(accepted), receipt))
     }
 
     /// A place in the recipient's queue, if it has one.

@@ -116,9 +116,7 @@ impl Gateway {
         match self.admit_will(&will) {
             Ok(()) => {
                 let message = Arc::new(Message { id: self.message_id(), ingested_ms: wall_ms(), ..will });
-                let (_, matches) = self.hub.matches(message.topic.as_str());
-                let sinks = self.sinks_of(message.topic.as_str());
-                if let Err(reject) = self.dispatch(message, &matches, &sinks, false, None, now) {
+                if let Err(reject) = self.distribute(message, now) {
                     tracing::warn!(%reject, "a will could not be published");
                 }
             }
