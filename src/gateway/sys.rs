@@ -33,11 +33,7 @@ impl Gateway {
             return;
         }
         self.sys.last.store(nanos, Ordering::Relaxed);
-        let wanted = |topic: &&str| !self.hub.matches(topic).1.is_empty();
-        if !TOPICS.iter().any(wanted) {
-            return;
-        }
-        for message in self.sys_messages(now, |topic| wanted(&topic)) {
+        for message in self.sys_messages(now, |topic| !self.hub.matches(topic).1.is_empty()) {
             let (_, matches) = self.hub.matches(message.topic.as_str());
             self.hub.deliver(&message, &matches, now);
         }
@@ -53,19 +49,25 @@ impl Gateway {
 
     /// The value of one topic.
     pub(super) fn sys_value(&self, topic: &str, now: Instant) -> Option<Arc<Message>> {
-        let known = topic.starts_with(PREFIX) && TOPICS.contains(&topic);
-        known.then(|| self.sys_messages(now, |t| t == topic)).and_then(|mut all| all.pop())
+        if !topic.starts_with(PREFIX) {
+            return None;
+        }
+        self.sys_messages(now, |known| known == topic).pop()
     }
 
     fn sys_messages(&self, now: Instant, wanted: impl Fn(&str) -> bool) -> Vec<Arc<Message>> {
+        let chosen: Vec<_> = TOPICS.iter().filter(|(topic, _)| wanted(topic)).collect();
+        if chosen.is_empty() {
+            // Reading the facts renders all metrics.
+            return Vec::new();
+        }
         let facts = Facts::read(self, now);
-        let chosen = TOPICS.iter().filter(|topic| wanted(topic));
-        let messages = chosen.filter_map(|name| {
+        let messages = chosen.into_iter().filter_map(|(name, value)| {
             Some(Arc::new(Message {
                 id: self.message_id(),
                 ingested_ms: wall_ms(),
                 topic: Topic::parse(name).ok()?,
-                payload: facts.value(name)?.into(),
+                payload: value(&facts).into(),
                 qos: Qos::AtMostOnce,
                 retain: true,
                 origin: Origin { device: None, protocol: Protocol::Gateway, session: None },
@@ -112,47 +114,30 @@ impl Facts {
             subscriptions: gateway.hub.subscriptions(),
         }
     }
-
-    fn value(&self, topic: &str) -> Option<String> {
-        Some(match topic.strip_prefix("$SYS/broker/")? {
-            "version" => concat!("tidegate version ", env!("CARGO_PKG_VERSION")).to_owned(),
-            "uptime" => format!("{} seconds", self.uptime_secs),
-            "clients/connected" | "clients/active" => self.live.to_string(),
-            "clients/disconnected" | "clients/inactive" => self.parked.to_string(),
-            "clients/total" => (self.live + self.parked).to_string(),
-            "clients/maximum" => self.maximum.to_string(),
-            "messages/received" | "publish/messages/received" => self.received.to_string(),
-            "messages/sent" | "publish/messages/sent" => self.sent.to_string(),
-            "publish/messages/dropped" => self.dropped.to_string(),
-            "publish/bytes/received" => self.received_bytes.to_string(),
-            "store/messages/count" => self.spooled.to_string(),
-            "store/messages/bytes" => self.spooled_bytes.to_string(),
-            "retained messages/count" => self.retained.to_string(),
-            "subscriptions/count" => self.subscriptions.to_string(),
-            _ => return None,
-        })
-    }
 }
 
-const TOPICS: [&str; 18] = [
-    "$SYS/broker/version",
-    "$SYS/broker/uptime",
-    "$SYS/broker/clients/connected",
-    "$SYS/broker/clients/active",
-    "$SYS/broker/clients/disconnected",
-    "$SYS/broker/clients/inactive",
-    "$SYS/broker/clients/total",
-    "$SYS/broker/clients/maximum",
-    "$SYS/broker/messages/received",
-    "$SYS/broker/messages/sent",
-    "$SYS/broker/publish/messages/received",
-    "$SYS/broker/publish/messages/sent",
-    "$SYS/broker/publish/messages/dropped",
-    "$SYS/broker/publish/bytes/received",
-    "$SYS/broker/store/messages/count",
-    "$SYS/broker/store/messages/bytes",
-    "$SYS/broker/retained messages/count",
-    "$SYS/broker/subscriptions/count",
+type Value = fn(&Facts) -> String;
+
+/// Every topic, and what it says.
+const TOPICS: [(&str, Value); 18] = [
+    ("$SYS/broker/version", |_| concat!("tidegate version ", env!("CARGO_PKG_VERSION")).to_owned()),
+    ("$SYS/broker/uptime", |facts| format!("{} seconds", facts.uptime_secs)),
+    ("$SYS/broker/clients/connected", |facts| facts.live.to_string()),
+    ("$SYS/broker/clients/active", |facts| facts.live.to_string()),
+    ("$SYS/broker/clients/disconnected", |facts| facts.parked.to_string()),
+    ("$SYS/broker/clients/inactive", |facts| facts.parked.to_string()),
+    ("$SYS/broker/clients/total", |facts| (facts.live + facts.parked).to_string()),
+    ("$SYS/broker/clients/maximum", |facts| facts.maximum.to_string()),
+    ("$SYS/broker/messages/received", |facts| facts.received.to_string()),
+    ("$SYS/broker/messages/sent", |facts| facts.sent.to_string()),
+    ("$SYS/broker/publish/messages/received", |facts| facts.received.to_string()),
+    ("$SYS/broker/publish/messages/sent", |facts| facts.sent.to_string()),
+    ("$SYS/broker/publish/messages/dropped", |facts| facts.dropped.to_string()),
+    ("$SYS/broker/publish/bytes/received", |facts| facts.received_bytes.to_string()),
+    ("$SYS/broker/store/messages/count", |facts| facts.spooled.to_string()),
+    ("$SYS/broker/store/messages/bytes", |facts| facts.spooled_bytes.to_string()),
+    ("$SYS/broker/retained messages/count", |facts| facts.retained.to_string()),
+    ("$SYS/broker/subscriptions/count", |facts| facts.subscriptions.to_string()),
 ];
 
 #[cfg(test)]
@@ -175,8 +160,9 @@ mod tests {
             retained: 11,
             subscriptions: 12,
         };
-        assert!(TOPICS.iter().all(|topic| facts.value(topic).is_some()));
-        assert_eq!(facts.value("$SYS/broker/clients/total").as_deref(), Some("5"));
-        assert_eq!(facts.value("$SYS/broker/other"), None);
+        let value = |topic: &str| TOPICS.iter().find(|(known, _)| *known == topic).map(|(_, value)| value(&facts));
+        assert!(TOPICS.iter().all(|(topic, _)| value(topic).is_some()));
+        assert_eq!(value("$SYS/broker/clients/total").as_deref(), Some("5"));
+        assert_eq!(value("$SYS/broker/other"), None);
     }
 }
