@@ -44,9 +44,8 @@ pub struct Session<IO> {
     expiry_secs: u32,
     renewal: Option<Box<Renewal>>,
     held: Option<Box<Held>>,
-    /// A subscriber that is waited for before more is read, and its sign that it did.
-    crowded: Option<(Arc<Outbox>, Option<u32>)>,
-    crowded_until: Option<Instant>,
+    /// A subscriber that is waited for before more is read.
+    crowded: Option<Crowded>,
     /// Answers that leave when what they say is on disk, by their token.
     waits: Vec<(u64, After)>,
     next_wait: u64,
@@ -66,6 +65,14 @@ struct Held {
     until: Instant,
     /// The message to try again; without one, the answer to an earlier message is missing for good, and the connection closes.
     message: Option<PublishEvent>,
+}
+
+/// A subscriber with much waiting.
+struct Crowded {
+    outbox: Arc<Outbox>,
+    /// Its sign that this publisher is among those who wait.
+    joined: Option<u32>,
+    until: Instant,
 }
 
 /// What a persistent session's client is told when it is on disk.
@@ -113,7 +120,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
                 .map(|(names, channel)| Box::new(Renewal { names: *names, channel: *channel, pending: None })),
             held: None,
             crowded: None,
-            crowded_until: None,
             waits: Vec::new(),
             next_wait: 0,
             ending: None,
@@ -202,11 +208,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
 
     /// Waits for a subscriber that has much waiting, a moment. True when that is over.
     fn poll_crowded(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let Some((outbox, joined)) = &mut self.crowded else { return false };
-        if outbox.poll_room(cx, joined, now).is_pending() && self.crowded_until.is_none_or(|until| now < until) {
+        let Some(Crowded { outbox, joined, until }) = &mut self.crowded else { return false };
+        if outbox.poll_room(cx, joined, now).is_pending() && now < *until {
             return false;
         }
-        (self.crowded, self.crowded_until) = (None, None);
+        self.crowded = None;
         true
     }
 
@@ -303,8 +309,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             Err(reject) => self.on_refused(event, &reject, now, out),
         }
         if let Some(outbox) = self.client.take_crowded() {
-            self.crowded = Some((outbox, None));
-            self.crowded_until = Some(now + self.terms.crowded_wait);
+            self.crowded = Some(Crowded { outbox, joined: None, until: now + self.terms.crowded_wait });
         }
     }
 
@@ -590,7 +595,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         let ending = self.ending.map(|(_, until)| until);
         let link = self.link.deadline(self.terms.packet_timeout, self.terms.write_timeout);
         let slow = self.slow_at();
-        [held, ending, link, slow, self.crowded_until, self.expires].into_iter().fold(self.engine_deadline, earliest)
+        let crowded = self.crowded.as_ref().map(|crowded| crowded.until);
+        [held, ending, link, slow, crowded, self.expires].into_iter().fold(self.engine_deadline, earliest)
     }
 
     /// When the client has been too slow a reader for too long.
