@@ -37,7 +37,8 @@ pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
     let wants_trailers = headers.get_all(TE).iter().any(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip(headers, |name| {
         // Expect is answered here: the client gets its 100 when its body is first asked for.
-        [TE, EXPECT, HOST, DEVICE, ROLE].contains(name)
+        [&TE, &EXPECT, &HOST].contains(&name)
+            || OURS.contains(name)
             || (passing.hide_authorization && *name == AUTHORIZATION)
             || (!passing.is_proxy && WHERE_FROM.contains(name))
     });
@@ -222,9 +223,9 @@ pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Who the gateway found the client to be. A client cannot set them.
 const DEVICE: HeaderName = HeaderName::from_static("tidegate-device");
 const ROLE: HeaderName = HeaderName::from_static("tidegate-role");
-const OURS: [HeaderName; 2] = [DEVICE, ROLE];
+static OURS: [HeaderName; 2] = [DEVICE, ROLE];
 /// What a client may not say of itself; the first two are set here anew.
-const WHERE_FROM: [HeaderName; 6] =
+static WHERE_FROM: [HeaderName; 6] =
     [X_FORWARDED_FOR, FORWARDED, X_FORWARDED_PROTO, X_FORWARDED_HOST, X_FORWARDED_PORT, X_REAL_IP];
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -235,7 +236,7 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// What the gateway or the framing of a message says.
-const SET_HERE: [HeaderName; 9] = [
+static SET_HERE: [HeaderName; 9] = [
     X_FORWARDED_FOR,
     X_FORWARDED_PROTO,
     X_FORWARDED_HOST,
