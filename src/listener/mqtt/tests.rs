@@ -7,6 +7,8 @@ mod messages;
 mod sessions;
 mod subscriptions;
 
+use tidegate_mqtt::{Property, Version};
+
 use super::*;
 use crate::gateway;
 use crate::identity::{self, Registry};
@@ -80,10 +82,17 @@ impl Fixture {
         client
     }
 
+    /// The same over MQTT 5, with one property.
+    async fn login_with(&self, id: &str, property: Property<'_>) -> Client {
+        let mut client = self.dial(Version::V5);
+        client.connect(id).password(&self.jwt(id, 600)).property(property).send().await;
+        client.accepted().await;
+        client
+    }
+
     fn emit(&self, topic: &str, payload: &'static str, retain: bool) {
         emit(&self.gateway, topic, payload, retain);
     }
 }
 
 const VERSIONS: [Version; 2] = [Version::V311, Version::V5];
-use tidegate_mqtt::Version;

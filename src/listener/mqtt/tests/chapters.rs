@@ -277,9 +277,7 @@ async fn a_message_comes_at_the_lower_of_both_qualities() {
 async fn a_reason_string_that_would_be_too_large_is_left_out() {
     // [MQTT-3.4.2-2], [MQTT-3.9.2-1]: the answer itself still comes.
     let fixture = Fixture::new();
-    let mut client = fixture.dial(Version::V5);
-    client.connect("a").password(&fixture.jwt("a", 600)).property(Property::MaximumPacketSize(20)).send().await;
-    client.accepted().await;
+    let mut client = fixture.login_with("a", Property::MaximumPacketSize(20)).await;
     client.publish("plant/forbidden", "x", Qos::AtLeastOnce, 1).await;
     assert_eq!(client.next().await, Said::Puback(1, Reason::NotAuthorized));
     assert_eq!(client.subscribe(&[("dev/b/#", Qos::AtMostOnce)]).await, [Reason::NotAuthorized]);

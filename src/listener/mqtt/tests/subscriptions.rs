@@ -203,9 +203,7 @@ async fn a_payload_that_is_not_the_text_it_claims_to_be_ends_the_connection() {
 #[tokio::test]
 async fn a_message_that_waited_too_long_is_not_delivered() {
     let fixture = Fixture::new();
-    let mut away = fixture.dial(Version::V5);
-    away.connect("a").password(&fixture.jwt("a", 600)).property(Property::SessionExpiry(600)).send().await;
-    away.accepted().await;
+    let mut away = fixture.login_with("a", Property::SessionExpiry(600)).await;
     away.subscribe(&[("plant/#", Qos::AtLeastOnce)]).await;
     away.vanish().await;
     let mut writer = fixture.login(Version::V5, "b").await;
@@ -249,9 +247,7 @@ async fn topics_have_aliases_both_ways() {
 #[tokio::test]
 async fn a_client_is_sent_no_packet_that_it_finds_too_large() {
     let fixture = Fixture::new();
-    let mut client = fixture.dial(Version::V5);
-    client.connect("a").password(&fixture.jwt("a", 600)).property(Property::MaximumPacketSize(60)).send().await;
-    client.accepted().await;
+    let mut client = fixture.login_with("a", Property::MaximumPacketSize(60)).await;
     client.subscribe(&[("plant/#", Qos::AtLeastOnce)]).await;
     fixture.emit("plant/x", "this payload makes a packet of more than sixty bytes, all in all", false);
     fixture.emit("plant/x", "small", false);
@@ -263,9 +259,7 @@ async fn a_client_is_sent_no_packet_that_it_finds_too_large() {
 #[tokio::test]
 async fn at_most_receive_maximum_messages_are_on_their_way() {
     let fixture = Fixture::new();
-    let mut client = fixture.dial(Version::V5);
-    client.connect("a").password(&fixture.jwt("a", 600)).property(Property::ReceiveMaximum(2)).send().await;
-    client.accepted().await;
+    let mut client = fixture.login_with("a", Property::ReceiveMaximum(2)).await;
     client.subscribe(&[("plant/#", Qos::AtLeastOnce)]).await;
     for payload in ["1", "2", "3"] {
         fixture.emit("plant/x", payload, false);
