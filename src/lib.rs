@@ -22,6 +22,7 @@ pub mod session;
 pub mod spool;
 pub mod tasks;
 pub mod telemetry;
+pub mod timer;
 pub mod tls;
 pub mod units;
 pub mod upstream;

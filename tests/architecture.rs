@@ -17,7 +17,7 @@ fn may_import(module: &str) -> Option<Vec<&'static str>> {
     const L1: [&str; 3] = ["message", "network", "units"];
     const L2: [&str; 4] = ["policy", "limit", "cache", "balance"];
     const L3: [&str; 4] = ["identity", "session", "hub", "spool"];
-    const INFRASTRUCTURE: [&str; 4] = ["worker", "tls", "telemetry", "tasks"];
+    const INFRASTRUCTURE: [&str; 5] = ["worker", "tls", "telemetry", "tasks", "timer"];
     let allowed: Vec<&[&'static str]> = match module {
         "message" | "units" => vec![],
         "network" => vec![&["units"]],
@@ -27,7 +27,7 @@ fn may_import(module: &str) -> Option<Vec<&'static str>> {
         // Metric names live in one file, so every layer that counts something knows it.
         "identity" | "session" | "hub" | "spool" => vec![&L1, &L2, &["telemetry", "tasks"]],
         "gateway" => vec![&L1, &L2, &L3, &["telemetry", "tasks"]],
-        "worker" | "tls" | "telemetry" | "tasks" => vec![&L1, &INFRASTRUCTURE],
+        "worker" | "tls" | "telemetry" | "tasks" | "timer" => vec![&L1, &INFRASTRUCTURE],
         "listener" => vec![&L1, &INFRASTRUCTURE, &["gateway", "limit"]],
         "upstream" => vec![&L1, &INFRASTRUCTURE, &["spool", "balance"]],
         "admin" => vec![&L1, &L2, &L3, &INFRASTRUCTURE, &["gateway", "upstream"]],

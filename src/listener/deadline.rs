@@ -3,7 +3,6 @@
 //! Timers are lazy: one is armed when the stream first has to wait, and when it fires the true deadline is computed again. A busy
 //! connection therefore pays a comparison per wait and no timer operation per request.
 
-use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +11,9 @@ use std::time::Duration;
 
 use portable_atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
+
+use crate::timer::LazyTimer;
 
 /// How long a peer may take.
 #[derive(Clone, Copy, Debug)]
@@ -178,31 +179,6 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Deadlined<IO> {
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
-    }
-}
-
-/// A timer that is armed early rather than late, and asked again when it fires.
-#[derive(Debug, Default)]
-pub struct LazyTimer {
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl LazyTimer {
-    /// Ready once `deadline` has passed. The deadline may differ from call to call.
-    pub fn poll_past(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        loop {
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
-        }
     }
 }
 

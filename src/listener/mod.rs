@@ -48,7 +48,7 @@ use crate::worker;
 
 pub use accept::{Sockets, run};
 pub use config::{ClientCertificates, Config, ProtocolName, TransportKind};
-pub use deadline::{Activity, Deadlined, Deadlines, LazyTimer, UnderWay};
+pub use deadline::{Activity, Deadlined, Deadlines, UnderWay};
 pub use detect::{Detected, Refusal, detect};
 pub use permits::{Permit, Permits};
 pub use stream::{Prefixed, Transport, read_some};

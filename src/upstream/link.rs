@@ -19,9 +19,9 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use portable_atomic::{AtomicBool, Ordering};
-use tokio::time::Sleep;
 
 use super::connect::{Open, Stream};
+use crate::timer::LazyTimer;
 
 /// Why a body ended early.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -232,31 +232,6 @@ impl Wake for Relay {
         self.again.store(true, Ordering::SeqCst);
         if !self.driving.load(Ordering::SeqCst) {
             self.tell();
-        }
-    }
-}
-
-/// A timer that is armed early rather than late and asked again when it fires, so that a busy link pays no timer operation per request.
-#[derive(Default)]
-pub struct LazyTimer {
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl LazyTimer {
-    /// Ready once `deadline` has passed, which may differ from call to call.
-    pub fn poll_past(&mut self, cx: &mut Context<'_>, deadline: tokio::time::Instant) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        loop {
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if tokio::time::Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(deadline);
         }
     }
 }

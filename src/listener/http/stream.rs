@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::problem::Refused;
 use crate::gateway::{BoxError, ProxyBody};
-use crate::listener::{LazyTimer, UnderWay};
+use crate::listener::UnderWay;
 use crate::message::Reject;
 use crate::telemetry::access_log::Pending;
+use crate::timer::LazyTimer;
 
 /// A client's body on its way to an upstream.
 pub struct Upload {

@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::gateway::Delivery;
-use crate::listener::LazyTimer;
+use crate::timer::LazyTimer;
 
 pub type Engine = tidegate_mqtt::Connection<Delivery>;
 
