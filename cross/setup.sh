@@ -1,10 +1,11 @@
 #!/bin/bash
-# Prepares a Debian machine (x86-64, root) to build Tidegate for ARM Linux and to run the result under qemu, with
+# Prepares a Debian machine (x86-64, root) to build Tidegate as a static binary for ARM Linux and to run the result under qemu, with
 # Debian's packages, PyPI and crates.io only: no rustup, no Docker, no download of prebuilt tools from anywhere else.
 # Everything but the apt packages stays below ARM_ROOT; a second run does only what is missing.
 #
 #   ARM_ROOT     where the toolchain goes        (default: target/arm-toolchain of this clone)
-#   ARM_TARGETS  Rust target names, by blanks    (default: aarch64 and ARMv6, static; armv7-unknown-linux-musleabihf too if named)
+#   ARM_TARGETS  Rust target names, by blanks    (default: aarch64 and ARMv6; armv7-unknown-linux-musleabihf and, for
+#                industrial PCs, x86_64-unknown-linux-musl too if named)
 #   ARM_JOBS     jobs while building std         (default: one per core)
 #
 # Then:  . $ARM_ROOT/env.sh && cargo zigbuild --profile dist --no-default-features --target aarch64-unknown-linux-musl
@@ -109,6 +110,7 @@ export CARGO_ZIGBUILD_CACHE_DIR=$root/cache XDG_CACHE_HOME=$root/cache
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-Clink-self-contained=no"
 export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_MUSLEABIHF_RUSTFLAGS="-Clink-self-contained=no"
 export CARGO_TARGET_ARM_UNKNOWN_LINUX_MUSLEABIHF_RUSTFLAGS="-Clink-self-contained=no"
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS="-Clink-self-contained=no"
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER="qemu-aarch64-static"
 export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_MUSLEABIHF_RUNNER="qemu-arm-static -cpu cortex-a7"
 export CARGO_TARGET_ARM_UNKNOWN_LINUX_MUSLEABIHF_RUNNER="qemu-arm-static -cpu arm1176"
