@@ -81,7 +81,8 @@ install_zig() {
   "$root/venv/bin/pip" install -q --disable-pip-version-check "ziglang==$zig_version" "cargo-zigbuild==$zigbuild_version"
 }
 
-# The standard library of one target, built once into that compiler's own folder; about 65 s of CPU.
+# The standard library of one target, built once into that compiler's own folder; about 65 s of CPU. Without backtraces: a stripped binary has no
+# names to put into them.
 build_std() {
   local target=$1 lib=$root/tc/usr/lib/rustlib/$1/lib
   [ -e "$lib/.complete" ] && return
@@ -91,9 +92,9 @@ build_std() {
     env -u CARGO_BUILD_TARGET -u CARGO_ENCODED_RUSTFLAGS -u CARGO_INCREMENTAL \
       RUSTC="$root/bin/rustc" RUSTDOC="$root/bin/rustdoc" RUSTC_BOOTSTRAP=1 \
       RUSTFLAGS="-Zforce-unstable-if-unmarked -Cembed-bitcode=yes" \
-      CARGO_TARGET_DIR="$root/stdbuild" CARGO_PROFILE_DIST_DEBUG=0 __CARGO_DEFAULT_LIB_METADATA=stddist \
+      CARGO_TARGET_DIR="$root/stdbuild" CARGO_PROFILE_DIST_DEBUG=0 CARGO_PROFILE_DIST_OPT_LEVEL=s __CARGO_DEFAULT_LIB_METADATA=stddist \
       "$root/bin/cargo" build -q -j"$jobs" --locked --profile dist --target "$target" -p sysroot \
-      --features panic-unwind,backtrace
+      --features panic-unwind
   )
   mkdir -p "$lib"
   rm -f "$lib"/*.rlib

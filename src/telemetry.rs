@@ -14,7 +14,7 @@ use metrics::{
 };
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -261,7 +261,8 @@ pub fn upkeep() {
 /// # Errors
 /// The filter does not parse.
 pub fn install_logs(config: &Config) -> Result<(), InvalidFilter> {
-    let filter = EnvFilter::try_new(&config.log).map_err(|error| InvalidFilter(error.to_string()))?;
+    let filter: Targets =
+        config.log.parse().map_err(|error: tracing_subscriber::filter::ParseError| InvalidFilter(error.to_string()))?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
