@@ -11,6 +11,7 @@ mod address;
 mod client;
 mod config;
 mod durable;
+mod heirs;
 mod publish;
 mod restore;
 mod route;
@@ -89,7 +90,7 @@ pub struct ForwardTopics {
 pub struct Gateway {
     config: Config,
     pub identity: Arc<Identity>,
-    pub hub: Hub,
+    pub hub: Arc<Hub>,
     pub sessions: Sessions<Resume>,
     pub spool: Spool,
     forwards: Vec<ForwardTopics>,
@@ -103,8 +104,8 @@ pub struct Gateway {
     sequence: AtomicU64,
     /// Of the next persistent session.
     next_number: AtomicU32,
-    /// Held while a message for persistent sessions is stored and enters their queues.
-    storing: Mutex<()>,
+    shelf: stored::Shelf,
+    heirs: heirs::Heirs,
     /// Sessions whose cursor is to be written.
     changed: Mutex<Vec<Arc<Outbox>>>,
     loader: Arc<stored::Loader>,
@@ -160,8 +161,9 @@ impl Gateway {
         now: Instant,
     ) -> Self {
         let limits = &rules.limits;
+        let hub = Arc::new(Hub::new(limits));
+        let shelf = stored::Shelf::new(spool.clone());
         Gateway {
-            hub: Hub::new(limits),
             sessions: Sessions::new(limits.sessions_max as usize, limits.persistent_sessions_max as usize),
             per_address: KeyedBuckets::new(limits.buckets_max as usize),
             logins_per_address: KeyedBuckets::new(limits.buckets_max as usize),
@@ -176,7 +178,9 @@ impl Gateway {
             snapshot: ArcSwap::from_pointee(Snapshot { version: 1, rules }),
             sequence: AtomicU64::new(1),
             next_number: AtomicU32::new(1),
-            storing: Mutex::default(),
+            heirs: heirs::Heirs::new(hub.clone(), shelf.clone()),
+            hub,
+            shelf,
             changed: Mutex::default(),
             wills: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -368,7 +372,7 @@ impl Gateway {
                 }
                 // A shared outbox lives on: it is not of this session.
                 if outbox.session() == session.id {
-                    outbox.end();
+                    self.pass_on(outbox.end());
                 }
                 None
             }

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use super::durable::{Durable, qos_of, unreleased_key};
 use super::publish::Report;
 use super::{Address, Client, Done, Gateway, Message, MessageId, Published, Qos, Receipt, Reject, meters};
-use crate::hub::{Delivery, Matches, Outbox, Pushed, Store, Target, Terms, Ticket, View};
+use crate::hub::{Delivery, Filter, Matches, Outbox, Pushed, Store, Target, Terms, Ticket, View};
 use crate::spool::{self, Demand, Kind, Spool};
 
 /// Reads messages from the spool for queues.
@@ -24,6 +26,49 @@ impl Store for Loader {
                 meters().dropped_session.increment(missing as u64);
             }
         });
+    }
+}
+
+/// Where messages for persistent sessions are stored, and the one order in which they are.
+#[derive(Clone)]
+pub(super) struct Shelf {
+    pub spool: Spool,
+    /// Held while a message for persistent sessions is stored and enters their queues.
+    storing: Arc<Mutex<()>>,
+}
+
+impl Shelf {
+    pub fn new(spool: Spool) -> Self {
+        Shelf { spool, storing: Arc::default() }
+    }
+
+    /// Stores a message for one persistent session; nobody waits for that. What cannot be stored is dropped and counted.
+    pub fn store(&self, outbox: &Outbox, delivery: Delivery) {
+        let _one_order = self.storing.lock();
+        let Some(kept) = Kept::new(outbox, delivery.qos, delivery.retain, &delivery.terms) else {
+            meters().dropped_outbox.increment(1);
+            return;
+        };
+        let demand = Demand { targets: &[kept.target()], ..Demand::default() };
+        match self.spool.store(&delivery.message, demand, None, 0) {
+            Ok((_, position)) => {
+                let ticket = Some(Ticket::new(position, kept.id));
+                self.give_up(&outbox.push_stored(Delivery { ticket, ..delivery }));
+            }
+            Err(reject) => {
+                meters().dropped_session.increment(1);
+                tracing::debug!(%reject, "message not stored for a session");
+            }
+        }
+    }
+
+    /// Messages that a full queue has dropped.
+    fn give_up(&self, positions: &[u64]) {
+        if positions.is_empty() {
+            return;
+        }
+        meters().dropped_session.increment(positions.len() as u64);
+        positions.iter().for_each(|position| self.spool.release(*position));
     }
 }
 
@@ -51,7 +96,7 @@ impl Gateway {
         let mut dropped = Vec::new();
         let mut lost: u64 = 0;
         let accepted = {
-            let _one_order = self.storing.lock();
+            let _one_order = self.shelf.storing.lock();
             let recipients = self.hub.recipients(message, matches);
             let kept: Vec<Option<Kept>> = recipients.iter().map(|target| self.admit(target, message)).collect();
             let targets: Vec<spool::Target<'_>> = kept.iter().flatten().map(Kept::target).collect();
@@ -69,7 +114,7 @@ impl Gateway {
             }
             accepted
         };
-        self.give_up(&dropped);
+        self.shelf.give_up(&dropped);
         if lost > 0 {
             meters().dropped_outbox.increment(lost);
         }
@@ -81,9 +126,8 @@ impl Gateway {
         if !target.stores(message.qos) {
             return None;
         }
-        let terms = Terms { tag: target.tag, view: target.view, identifiers: target.identifiers.clone() };
         let retain = message.retain && target.retain_as_published;
-        Kept::new(&target.outbox, message.qos.min(target.qos), retain, &terms)
+        Kept::new(&target.outbox, message.qos.min(target.qos), retain, &target.terms)
     }
 
     /// Stores retained messages for a persistent session that has just subscribed; what cannot be stored is left out.
@@ -92,32 +136,8 @@ impl Gateway {
             return deliveries;
         }
         let (stored, rest): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(|d| d.qos != Qos::AtMostOnce);
-        for delivery in stored {
-            let _one_order = self.storing.lock();
-            let terms = Terms { tag: delivery.tag, view: delivery.view, identifiers: delivery.identifiers.clone() };
-            let Some(kept) = Kept::new(&client.outbox, delivery.qos, delivery.retain, &terms) else { continue };
-            let demand = Demand { targets: &[kept.target()], ..Demand::default() };
-            match self.spool.store(&delivery.message, demand, None, 0) {
-                Ok((_, position)) => {
-                    let ticket = Some(Ticket::new(position, kept.id));
-                    self.give_up(&client.outbox.push_stored(Delivery { ticket, ..delivery }));
-                }
-                Err(reject) => {
-                    meters().dropped_session.increment(1);
-                    tracing::debug!(%reject, "retained message not sent to a new subscription");
-                }
-            }
-        }
+        stored.into_iter().for_each(|delivery| self.shelf.store(&client.outbox, delivery));
         rest
-    }
-
-    /// Messages that a full queue has dropped.
-    fn give_up(&self, positions: &[u64]) {
-        if positions.is_empty() {
-            return;
-        }
-        meters().dropped_session.increment(positions.len() as u64);
-        positions.iter().for_each(|position| self.spool.release(*position));
     }
 
     /// The client has taken a message (`QoS` 1: PUBACK), has refused it, or cannot be given it: it need not be kept. Without effect for what is not kept.
@@ -211,7 +231,8 @@ impl Gateway {
 impl Kept {
     fn new(outbox: &Outbox, qos: Qos, retain: bool, terms: &Terms) -> Option<Kept> {
         let (session, id) = (outbox.number()?, outbox.reserve()?);
-        let flags = qos as u8 | if retain { RETAIN } else { 0 };
+        let set = |flag, is_set| if is_set { flag } else { 0 };
+        let flags = qos as u8 | set(RETAIN, retain) | set(SHARED, terms.shared.is_some());
         Some(Kept { session, id, flags, note: encode_terms(terms) })
     }
 
@@ -223,22 +244,27 @@ impl Kept {
 /// What the flags and the note of a target on disk say.
 pub(super) fn decode_target(target: &spool::Target<'_>) -> (Qos, bool, Terms) {
     let qos = qos_of(target.flags & QOS);
-    (qos, target.flags & RETAIN != 0, decode_terms(target.note).unwrap_or_default())
+    let terms = decode_terms(target.note, target.flags & SHARED != 0);
+    (qos, target.flags & RETAIN != 0, terms.unwrap_or_default())
 }
 
 const QOS: u8 = 0b11;
 const RETAIN: u8 = 0b100;
+/// The note begins with the filter of a shared subscription.
+const SHARED: u8 = 0b1000;
 
-/// `skip u16 | prefix length u8 | prefix | tag u64 | identifiers u32...`, little-endian; nothing for the ordinary case.
+/// `skip u16 | prefix length u8 | prefix | tag u64 | identifiers u32...`, little-endian; nothing for the ordinary case. Before it, for a shared
+/// subscription, `length u16 | group / pattern`.
 fn encode_terms(terms: &Terms) -> Vec<u8> {
-    if *terms == Terms::default() {
-        return Vec::new();
+    let mut note = terms.shared.as_deref().map(encode_shared).unwrap_or_default();
+    if terms.tag == 0 && terms.view == View::Canonical && terms.identifiers.is_none() {
+        return note;
     }
     let (skip, prefix) = match terms.view {
         View::Canonical => (0, ""),
         View::Short { skip, prefix } => (skip, prefix),
     };
-    let mut note = skip.to_le_bytes().to_vec();
+    note.extend_from_slice(&skip.to_le_bytes());
     // Names of the device API: a few letters.
     note.push(prefix.len() as u8);
     note.extend_from_slice(prefix.as_bytes());
@@ -249,9 +275,29 @@ fn encode_terms(terms: &Terms) -> Vec<u8> {
     note
 }
 
-fn decode_terms(note: &[u8]) -> Option<Terms> {
+fn encode_shared(filter: &Filter) -> Vec<u8> {
+    let text = [filter.group.as_deref().unwrap_or_default(), "/", &filter.pattern].concat();
+    // A filter that was subscribed to came in an MQTT string.
+    let mut note = u16::try_from(text.len()).unwrap_or(u16::MAX).to_le_bytes().to_vec();
+    note.extend_from_slice(text.as_bytes());
+    note
+}
+
+fn decode_shared(note: &[u8]) -> Option<(Arc<Filter>, &[u8])> {
+    let (length, rest) = note.split_first_chunk()?;
+    let (text, rest) = rest.split_at_checked(u16::from_le_bytes(*length).into())?;
+    // A group has no slash in it.
+    let (group, pattern) = std::str::from_utf8(text).ok()?.split_once('/')?;
+    Some((Arc::new(Filter { group: Some(group.into()), pattern: pattern.into() }), rest))
+}
+
+fn decode_terms(note: &[u8], is_shared: bool) -> Option<Terms> {
+    let (shared, note) = match is_shared {
+        true => decode_shared(note).map(|(shared, rest)| (Some(shared), rest))?,
+        false => (None, note),
+    };
     if note.is_empty() {
-        return Some(Terms::default());
+        return Some(Terms { shared, ..Terms::default() });
     }
     let (skip, rest) = note.split_first_chunk()?;
     let (length, rest) = rest.split_first()?;
@@ -264,7 +310,7 @@ fn decode_terms(note: &[u8]) -> Option<Terms> {
     };
     let identifiers: Vec<u32> = identifiers.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let identifiers = (!identifiers.is_empty()).then(|| identifiers.into());
-    Some(Terms { tag: u64::from_le_bytes(*tag), view, identifiers })
+    Some(Terms { tag: u64::from_le_bytes(*tag), view, identifiers, shared })
 }
 
 #[cfg(test)]
@@ -274,16 +320,21 @@ mod tests {
     #[test]
     fn terms_read_back() {
         let short = View::Short { skip: 300, prefix: "c/res" };
+        let shared = Some(Arc::new(Filter::parse("$share/g/a/+/#").unwrap()));
         for terms in [
             Terms::default(),
             Terms { tag: 7, ..Terms::default() },
             Terms { view: short, ..Terms::default() },
-            Terms { tag: u64::MAX, view: short, identifiers: Some([1, 268_435_455].into()) },
+            Terms { shared: shared.clone(), ..Terms::default() },
+            Terms { tag: u64::MAX, view: short, identifiers: Some([1, 268_435_455].into()), shared },
         ] {
-            assert_eq!(decode_terms(&encode_terms(&terms)), Some(terms));
+            assert_eq!(decode_terms(&encode_terms(&terms), terms.shared.is_some()), Some(terms));
         }
         for noise in [&[1][..], &[0, 0, 9, 1], &[0, 0, 1, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]] {
-            assert_eq!(decode_terms(noise), None);
+            assert_eq!(decode_terms(noise, false), None);
+        }
+        for noise in [&[][..], &[1], &[2, 0, b'a'], &[1, 0, b'a'], &[3, 0, b'g', b'/', 0xff]] {
+            assert_eq!(decode_terms(noise, true), None);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::durable::canonical_filter;
 use super::publish::forbidden;
 use super::{Action, Address, Client, Gateway, Message, Reject, Snapshot, Topic, wall_ms};
-use crate::hub::{Delivery, Filter, SubscribeOptions};
+use crate::hub::{Delivery, Filter, SubscribeOptions, Terms};
 use crate::message::Qos;
 
 /// When a new subscription is sent the retained messages (MQTT 5 section 3.8.3.1).
@@ -107,9 +107,7 @@ impl Gateway {
             .map(|message| Delivery {
                 qos: message.qos.min(granted.qos),
                 retain: true,
-                tag,
-                view: granted.view,
-                identifiers: identifiers.clone(),
+                terms: Terms { tag, view: granted.view, identifiers: identifiers.clone(), shared: None },
                 ticket: None,
                 repeated: false,
                 message,

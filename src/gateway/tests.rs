@@ -289,7 +289,7 @@ async fn a_new_subscription_is_sent_what_is_retained() {
     fixture.publish(&mut a, "s", retained("on")).unwrap();
     let subscribed = fixture.subscribe(&mut a, "s").unwrap();
     let delivery = subscribed.retained.first().unwrap();
-    assert!(delivery.retain && matches!(delivery.view, View::Short { prefix: "s", .. }));
+    assert!(delivery.retain && matches!(delivery.terms.view, View::Short { prefix: "s", .. }));
     assert_eq!(delivery.topic_parts(), ("s", ""));
     let options = SubscribeOptions::default();
     let again = fixture.gateway.subscribe(&mut a, "s", 0, options, SendRetained::IfNew, Instant::now()).unwrap();

@@ -20,7 +20,7 @@ use crate::limit;
 use crate::message::{Message, Qos, Reject, SessionId, Topic};
 
 pub use outbox::{Delivery, Drained, Outbox, OutboxLimits, Pushed, Store, View};
-pub use queue::{Cursor, Entering, QueueLimits, SessionQueue, Terms, Ticket};
+pub use queue::{Cursor, Entering, Left, QueueLimits, SessionQueue, Terms, Ticket};
 /// Whether one filter without group matches a topic.
 pub use tidegate_mqtt::topic::matches as filter_matches;
 pub use tree::{Filter, Matches, SubscribeOptions, Target};
@@ -141,6 +141,12 @@ impl Hub {
         let waits = |target: &&tree::Target| target.qos != Qos::AtMostOnce && target.outbox.number().is_none();
         let mut acknowledged = matches.targets.iter().filter(waits);
         acknowledged.find(|target| target.outbox.is_above()).map(|target| target.outbox.clone())
+    }
+
+    /// The member of a shared subscription that is to have a message which another has left behind.
+    pub fn heir(&self, shared: &Filter) -> Option<Target> {
+        let members = self.tree.read().members(shared);
+        self.choose(&members).cloned()
     }
 
     /// The member of a shared group with the least to do, whoever is connected first; among equals, in turn.

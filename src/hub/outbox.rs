@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::queue::{Cursor, Entering, SessionQueue, Terms, Ticket};
+use super::queue::{Cursor, Entering, Left, SessionQueue, Terms, Ticket};
 use crate::message::{CloseReason, Completion, Control, Message, Qos, Receipt, Reject, SessionId};
 
 /// Bounds of one outbox.
@@ -40,12 +40,7 @@ pub struct Delivery {
     pub qos: Qos,
     /// The retain flag as this subscriber is to see it.
     pub retain: bool,
-    /// The subscriber's own mark, as given with the subscription (a `CoAP` observer, for instance).
-    pub tag: u64,
-    /// How the topic is to be shown: see [`View`].
-    pub view: View,
-    /// MQTT 5 Subscription Identifiers of all subscriptions that matched.
-    pub identifiers: Option<Arc<[u32]>>,
+    pub terms: Terms,
     /// Where it is stored for a persistent session.
     pub ticket: Option<Ticket>,
     /// The client may have it already.
@@ -64,7 +59,7 @@ pub enum View {
 impl Delivery {
     /// The topic in the two pieces to be written one after the other.
     pub fn topic_parts(&self) -> (&'static str, &str) {
-        match self.view {
+        match self.terms.view {
             View::Canonical => ("", self.message.topic.as_str()),
             View::Short { skip, prefix } => {
                 (prefix, self.message.topic.as_str().get(usize::from(skip)..).unwrap_or(""))
@@ -394,17 +389,18 @@ impl Outbox {
         released.tell();
     }
 
-    /// Nobody drains it any more, nor will: it takes nothing, and waiting publishers are released.
-    pub fn end(&self) {
+    /// Nobody drains it any more, nor will: it takes nothing, and waiting publishers are released. Gives what was in it.
+    pub fn end(&self) -> VecDeque<Delivery> {
         let mut inner = self.inner.lock();
         inner.close.get_or_insert(CloseReason::Administrative);
         inner.waker = None;
-        inner.queue = VecDeque::new();
+        let left = std::mem::take(&mut inner.queue);
         inner.bytes = 0;
         self.depth.store(0, Ordering::Relaxed);
         let released = Released::all(&mut inner);
         drop(inner);
         released.tell();
+        left
     }
 
     /// A connection has come back for the session.
@@ -475,8 +471,8 @@ impl Outbox {
         let open = fits && !self.is_parked() && inner.close.is_none() && delivery.qos != Qos::ExactlyOnce;
         let Some(stored) = &mut inner.stored else { return Vec::new() };
         let in_memory = open && !stored.is_behind();
-        let Delivery { qos, retain, tag, view, .. } = delivery;
-        let terms = Terms { tag, view, identifiers: delivery.identifiers.clone() };
+        let Delivery { qos, retain, .. } = delivery;
+        let terms = delivery.terms.clone();
         let dropped = stored.push(Entering { ticket, cost_bytes: cost, qos, retain, terms }, in_memory);
         inner.dropped = inner.dropped.saturating_add(dropped.len() as u64);
         if in_memory {
@@ -515,9 +511,7 @@ impl Outbox {
                 message,
                 qos: leaving.qos,
                 retain: leaving.retain,
-                tag: leaving.terms.tag,
-                view: leaving.terms.view,
-                identifiers: leaving.terms.identifiers,
+                terms: leaving.terms,
                 ticket: Some(leaving.ticket),
                 repeated: leaving.repeated,
             });
@@ -584,8 +578,8 @@ impl Outbox {
         self.inner.lock().stored.as_ref().map(|stored| stored.counts()).unwrap_or_default()
     }
 
-    /// Ends the queue; gives the positions of what was not done.
-    pub fn clear_stored(&self) -> Vec<u64> {
+    /// Ends the queue of a session without connection; gives what was not done.
+    pub fn clear_stored(&self) -> Vec<Left> {
         self.inner.lock().stored.as_mut().map(|stored| stored.clear()).unwrap_or_default()
     }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::outbox::View;
+use super::tree::Filter;
 use crate::message::Qos;
 
 /// A stored message's position and its packet identifier in one session.
@@ -37,9 +38,14 @@ impl Ticket {
 /// How one subscriber sees its messages: the same for nearly all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
+    /// The subscriber's own mark, as given with the subscription (a `CoAP` observer, for instance).
     pub tag: u64,
+    /// How the topic is to be shown: see [`View`].
     pub view: View,
+    /// MQTT 5 Subscription Identifiers of all subscriptions that matched.
     pub identifiers: Option<Arc<[u32]>>,
+    /// The shared subscription by which it came: another member may have it instead.
+    pub shared: Option<Arc<Filter>>,
 }
 
 /// Bounds of one queue.
@@ -68,6 +74,14 @@ pub struct Leaving {
     pub terms: Terms,
     /// The client may have it.
     pub repeated: bool,
+}
+
+/// A message that a session has left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    pub position: u64,
+    /// The shared subscription another member of which is to have it.
+    pub shared: Option<Arc<Filter>>,
 }
 
 /// Which messages of a queue are done, as it is written to disk.
@@ -351,12 +365,18 @@ impl SessionQueue {
         self.changed = true;
     }
 
-    /// Ends the queue; gives the positions of what was not done.
-    pub fn clear(&mut self) -> Vec<u64> {
+    /// Ends the queue of a session without connection; gives what was not done.
+    pub fn clear(&mut self) -> Vec<Left> {
         let live = self.entries.iter().filter(|entry| entry.flags.state() != State::Done);
-        let positions = live.map(|entry| entry.ticket.position()).collect();
+        let left = live.map(|entry| {
+            // [MQTT-4.8.2-5]: what was begun at QoS 2 is nobody else's.
+            let begun = entry.flags.state() == State::Received || entry.flags.0 & REPEATED != 0;
+            let terms = self.terms.get(usize::from(entry.terms)).filter(|_| entry.qos != Qos::ExactlyOnce || !begun);
+            Left { position: entry.ticket.position(), shared: terms.and_then(|terms| terms.shared.clone()) }
+        });
+        let left = left.collect();
         *self = SessionQueue { next_id: self.next_id, ..SessionQueue::new(self.limits) };
-        positions
+        left
     }
 
     /// The identifiers of `QoS` 2 messages that the client has received and not completed, in order.

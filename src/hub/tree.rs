@@ -11,7 +11,7 @@ use tidegate_mqtt::topic;
 use crate::message::{Message, Qos, Reject, SessionId};
 
 use super::outbox::{Delivery, Outbox, View};
-use super::queue::Ticket;
+use super::queue::{Terms, Ticket};
 
 /// What a subscriber asked for, per filter (MQTT 5 section 3.8.3.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +43,10 @@ impl Default for SubscribeOptions {
 #[derive(Clone)]
 pub struct Target {
     pub outbox: Arc<Outbox>,
-    pub tag: u64,
     pub qos: Qos,
     pub no_local: bool,
     pub retain_as_published: bool,
-    pub view: View,
-    pub identifiers: Option<Arc<[u32]>>,
+    pub terms: Terms,
 }
 
 /// Who gets a message: every target, and one member of every shared group.
@@ -72,9 +70,7 @@ impl Target {
             message: message.clone(),
             qos: message.qos.min(self.qos),
             retain: message.retain && self.retain_as_published,
-            tag: self.tag,
-            view: self.view,
-            identifiers: self.identifiers.clone(),
+            terms: self.terms.clone(),
             ticket,
             repeated: false,
         }
@@ -132,13 +128,18 @@ struct Node {
 struct Entry {
     outbox: Arc<Outbox>,
     tag: u64,
-    group: Option<Box<str>>,
+    /// The filter of a shared subscription.
+    shared: Option<Arc<Filter>>,
     options: SubscribeOptions,
 }
 
 impl Entry {
     fn is(&self, session: SessionId, tag: u64, group: Option<&str>) -> bool {
-        self.outbox.session() == session && self.tag == tag && self.group.as_deref() == group
+        self.outbox.session() == session && self.tag == tag && self.group() == group
+    }
+
+    fn group(&self) -> Option<&str> {
+        self.shared.as_ref().and_then(|filter| filter.group.as_deref())
     }
 }
 
@@ -169,7 +170,11 @@ impl Tree {
                 false
             }
             None => {
-                entries.push(Entry { outbox, tag, group: filter.group.clone(), options });
+                let new = || group.is_some().then(|| Arc::new(filter.clone()));
+                // Members of one group share one name of it.
+                let member = entries.iter().find(|e| group.is_some() && e.group() == group);
+                let shared = member.map_or_else(new, |member| member.shared.clone());
+                entries.push(Entry { outbox, tag, shared, options });
                 self.count += 1;
                 true
             }
@@ -184,6 +189,13 @@ impl Tree {
         removed
     }
 
+    /// The members of a shared subscription.
+    pub fn members(&self, filter: &Filter) -> Vec<Target> {
+        let entries = self.root.entries(&filter.pattern).unwrap_or_default();
+        let members = entries.iter().filter(|e| e.group().is_some() && e.group() == filter.group.as_deref());
+        members.filter_map(|member| target(&[member])).collect()
+    }
+
     /// Collects who gets a message on `topic`; a subscriber with several matching filters appears once, with the highest `QoS`
     /// and all identifiers (MQTT 5 section 3.3.4).
     pub fn matches(&self, topic: &str) -> Matches {
@@ -196,6 +208,19 @@ impl Tree {
 }
 
 impl Node {
+    /// The subscriptions with a filter, if there ever was one.
+    fn entries(&self, pattern: &str) -> Option<&[Entry]> {
+        let mut node = self;
+        for level in pattern.split('/') {
+            node = match level {
+                "#" => return Some(&node.rest),
+                "+" => node.any.as_deref()?,
+                level => node.children.get(level)?,
+            };
+        }
+        Some(&node.here)
+    }
+
     fn entries_mut(&mut self, pattern: &str) -> &mut Vec<Entry> {
         let mut node = self;
         for level in pattern.split('/') {
@@ -262,7 +287,7 @@ impl<'t> Found<'t> {
     fn extend(&mut self, entries: &'t [Entry]) {
         self.filters += 1;
         for entry in entries {
-            if entry.group.is_some() { self.shared.push((self.filters, entry)) } else { self.plain.push(entry) }
+            if entry.shared.is_some() { self.shared.push((self.filters, entry)) } else { self.plain.push(entry) }
         }
     }
 
@@ -272,10 +297,10 @@ impl<'t> Found<'t> {
         for same in self.plain.chunk_by(|a, b| (a.outbox.session(), a.tag) == (b.outbox.session(), b.tag)) {
             targets.extend(target(same));
         }
-        self.shared.sort_by_key(|(filter, e)| (*filter, e.group.as_deref(), e.outbox.session()));
+        self.shared.sort_by_key(|(filter, e)| (*filter, e.group(), e.outbox.session()));
         let groups = self
             .shared
-            .chunk_by(|(f, a), (g, b)| f == g && a.group == b.group)
+            .chunk_by(|(f, a), (g, b)| f == g && a.group() == b.group())
             .map(|members| members.iter().filter_map(|(_, m)| target(&[m])).collect())
             .collect::<Vec<Arc<[Target]>>>();
         let stores = |target: &Target| target.stores(Qos::ExactlyOnce);
@@ -289,14 +314,13 @@ fn target(same: &[&Entry]) -> Option<Target> {
     let identifiers: Vec<u32> = same.iter().filter_map(|e| e.options.identifier).collect();
     // A client that subscribed by a short name expects that name, unless a canonical filter of its own matches too.
     let view = same.iter().map(|e| e.options.view).find(|v| *v == View::Canonical).unwrap_or(first.options.view);
+    let identifiers = (!identifiers.is_empty()).then(|| identifiers.into());
     Some(Target {
         outbox: first.outbox.clone(),
-        tag: first.tag,
         qos: same.iter().map(|e| e.options.qos).max().unwrap_or_default(),
         no_local: same.iter().all(|e| e.options.no_local),
         retain_as_published: same.iter().any(|e| e.options.retain_as_published),
-        view,
-        identifiers: (!identifiers.is_empty()).then(|| identifiers.into()),
+        terms: Terms { tag: first.tag, view, identifiers, shared: first.shared.clone() },
     })
 }
 
@@ -351,7 +375,7 @@ mod tests {
         let matches = tree.matches("a/b");
         assert_eq!(matches.targets.len(), 1);
         assert_eq!(matches.targets[0].qos, Qos::ExactlyOnce);
-        assert_eq!(matches.targets[0].identifiers.as_deref(), Some(&[3, 5][..]));
+        assert_eq!(matches.targets[0].terms.identifiers.as_deref(), Some(&[3, 5][..]));
     }
 
     #[test]
@@ -375,6 +399,14 @@ mod tests {
         let mut sizes: Vec<usize> = tree.matches("a/b").groups.iter().map(|g| g.len()).collect();
         sizes.sort_unstable();
         assert_eq!(sizes, [1, 2]);
+        let members = |filter: &str| {
+            let members = tree.members(&Filter::parse(filter).unwrap());
+            members.iter().map(|m| m.outbox.session().0).collect::<Vec<_>>()
+        };
+        assert_eq!((members("$share/g/a/#"), members("$share/g/a/+")), (vec![0, 2], vec![1]));
+        for nobody in ["$share/h/a/+", "$share/g/a/b", "$share/g/x/y/z", "a/#"] {
+            assert!(members(nobody).is_empty(), "{nobody}");
+        }
     }
 
     #[test]

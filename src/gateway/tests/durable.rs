@@ -360,7 +360,7 @@ async fn how_a_subscriber_sees_its_messages_survives_a_kill() {
     let session = open_persistent(&killed, "op", false, 600).await.client;
     let deliveries = taken(&killed, &session, 2, 0).await;
     for delivery in &deliveries {
-        assert_eq!(delivery.identifiers.as_deref(), Some(&[77][..]));
+        assert_eq!(delivery.terms.identifiers.as_deref(), Some(&[77][..]));
         assert!(delivery.retain && delivery.qos == Qos::AtLeastOnce);
     }
     assert_eq!(deliveries.iter().map(|d| d.message.topic.as_str()).collect::<Vec<_>>(), ["plant/old", "plant/new"]);
@@ -385,6 +385,32 @@ async fn a_shared_group_prefers_who_is_connected_and_keeps_for_who_is_not() {
     assert_eq!(received(&there, 1).await, [text("at once", 1, false)]);
     let away = open_persistent(&fixture, "a", false, 600).await.client;
     assert_eq!(received(&away, 1).await, [text("kept", 1, false)]);
+}
+
+#[tokio::test]
+async fn what_a_shared_groups_ended_member_has_on_disk_goes_to_another_and_leaves_nothing() {
+    let fixture = Fixture::new();
+    let mut member = open_persistent(&fixture, "a", true, 600).await.client;
+    fixture.subscribe(&mut member, "$share/g/c/#").unwrap();
+    fixture.gateway.close(member, keep(600), Instant::now());
+    let mut operator = fixture.client("op").await;
+    for payload in PAYLOADS {
+        fixture.publish_stored(&mut operator, "dev/a/cmd/1/x", draft(payload, Qos::AtLeastOnce));
+    }
+    // Another client of the device joins the group, and the session of the first ends.
+    let killed = fixture.killed(|_| {});
+    assert!(killed.gateway.spool.backlog_bytes() > 0);
+    let mut heir = killed.open("a", Protocol::Http, true).await.client;
+    killed.subscribe(&mut heir, "$share/g/c/#").unwrap();
+    killed.gateway.close(killed.client("a").await, None, Instant::now());
+    let expected: Vec<_> = PAYLOADS.iter().map(|payload| text(payload, 0, false)).collect();
+    assert_eq!(received(&heir, 5).await, expected);
+    let released = async {
+        while killed.gateway.spool.backlog_bytes() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), released).await.unwrap();
 }
 
 #[tokio::test]

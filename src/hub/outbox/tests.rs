@@ -16,16 +16,7 @@ fn delivery(n: u64, qos: Qos) -> Delivery {
         origin: Origin { device: None, protocol: Protocol::Gateway, session: None },
         properties: None,
     };
-    Delivery {
-        message: Arc::new(message),
-        qos,
-        retain: false,
-        tag: 0,
-        view: View::Canonical,
-        identifiers: None,
-        ticket: None,
-        repeated: false,
-    }
+    Delivery { message: Arc::new(message), qos, retain: false, terms: Terms::default(), ticket: None, repeated: false }
 }
 
 fn drain(outbox: &Outbox, into: &mut Drained) -> bool {
@@ -253,13 +244,13 @@ fn a_parked_persistent_session_holds_no_message_and_gives_all_again() {
     drain(&outbox, &mut drained);
     let seen: Vec<(u64, bool)> = drained.deliveries.iter().map(|d| (d.message.id.seq, d.repeated)).collect();
     assert_eq!(seen, [(0, true), (1, false), (2, false), (3, false)]);
-    assert_eq!(outbox.clear_stored(), [0, 1, 2, 3]);
+    assert_eq!(outbox.clear_stored().iter().map(|left| left.position).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!(outbox.stored_counts(), (0, 0));
 }
 
 #[test]
 fn a_short_view_shows_the_short_topic() {
     let mut delivery = delivery(0, Qos::AtMostOnce);
-    delivery.view = View::Short { skip: "dev/a/cmd".len() as u16, prefix: "c" };
+    delivery.terms.view = View::Short { skip: "dev/a/cmd".len() as u16, prefix: "c" };
     assert_eq!(delivery.topic_parts(), ("c", "/7/reboot"));
 }

@@ -474,7 +474,7 @@ impl Service {
 
     /// A message for an observer, and the notification that brings it.
     pub fn deliver(&mut self, delivery: &Delivery) -> Option<(ObserverId, Notification)> {
-        let observation = self.observations.get_mut(delivery.tag)?;
+        let observation = self.observations.get_mut(delivery.terms.tag)?;
         if is_expired(&delivery.message, wall_ms()) {
             return None;
         }

@@ -92,7 +92,7 @@ impl Outgoing for Delivery {
                 sink.push(Property::User(key, value));
             }
         }
-        for identifier in self.identifiers.iter().flat_map(|all| all.iter()) {
+        for identifier in self.terms.identifiers.iter().flat_map(|all| all.iter()) {
             sink.push(Property::SubscriptionId(*identifier));
         }
     }

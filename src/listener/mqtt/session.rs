@@ -649,19 +649,26 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         if expiry.is_some() {
             self.settle().await;
         }
-        let Session { mut link, mut client, gateway, .. } = *self;
+        let Session { mut link, mut client, gateway, backlog, .. } = *self;
         let now = now();
         if !close.will {
             gateway.cancel_will(&mut client);
         }
-        let keep = expiry.map(|expiry| {
-            let state = link.engine.take_session();
-            let waits = |stage| matches!(stage, Stage::Puback | Stage::Pubrec);
-            let sent = state.in_flight().filter(|(_, stage, ..)| waits(*stage)).map(|(id, ..)| id.get()).collect();
-            let unreleased = state.unreleased().map(PacketId::get).collect();
-            Keep { state: Box::new(InFlight { sent, unreleased, ..InFlight::default() }), expiry: Some(expiry) }
-        });
-        gateway.close(client, keep, now);
+        let state = link.engine.take_session();
+        let waits = |stage| matches!(stage, Stage::Puback | Stage::Pubrec);
+        let sent = state.in_flight().filter(|(_, stage, ..)| waits(*stage)).map(|(id, ..)| id.get());
+        let Some(expiry) = expiry else {
+            client.outbox.park_sent(sent);
+            gateway.close(client, None, now);
+            // [MQTT-4.8.2-5]: what was begun at QoS 2 is nobody else's.
+            let unanswered = state.in_flight().filter(|(_, stage, ..)| *stage == Stage::Puback);
+            gateway.pass_on(unanswered.filter_map(|(.., delivery)| delivery.cloned()).chain(backlog));
+            return link;
+        };
+        let sent = sent.collect();
+        let unreleased = state.unreleased().map(PacketId::get).collect();
+        let state = Box::new(InFlight { sent, unreleased, ..InFlight::default() });
+        gateway.close(client, Some(Keep { state, expiry: Some(expiry) }), now);
         link
     }
 

@@ -422,6 +422,35 @@ async fn a_shared_qos_2_message_stays_with_the_member_that_has_begun_it() {
 }
 
 #[tokio::test]
+async fn what_a_member_of_a_shared_subscription_leaves_goes_to_another() {
+    // Section 4.8.2: at QoS 1, when its session has ended.
+    for (member_secs, heir_secs) in [(0, 0), (0, 600), (600, 0), (600, 600)] {
+        let fixture = Fixture::new();
+        let (_, mut member) = lasting(&fixture, Version::V5, "a", member_secs).await;
+        member.subscribe(&[("$share/g/plant/#", Qos::AtLeastOnce)]).await;
+        let mut writer = fixture.login(Version::V5, "b").await;
+        for number in 1..=3 {
+            writer.publish("plant/x", &number.to_string(), Qos::AtLeastOnce, number).await;
+            assert_eq!(member.next().await.message(), format!("plant/x={number}"));
+        }
+        member.puback(1).await;
+        let (_, mut heir) = lasting(&fixture, Version::V5, "op", heir_secs).await;
+        heir.subscribe(&[("$share/g/plant/#", Qos::AtLeastOnce)]).await;
+        member.quiet().await;
+        member.vanish().await;
+        if member_secs > 0 {
+            // It may come back for them.
+            heir.quiet().await;
+            fixture.login(Version::V5, "a").await.quiet().await;
+        }
+        for number in 2..=3 {
+            assert_eq!(heir.next().await.message(), format!("plant/x={number}"), "{member_secs} {heir_secs}");
+        }
+        heir.quiet().await;
+    }
+}
+
+#[tokio::test]
 async fn messages_of_a_topic_keep_their_order_at_every_quality() {
     // [MQTT-4.6.0-5], [MQTT-4.6.0-6]
     for version in VERSIONS {
