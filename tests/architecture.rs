@@ -54,8 +54,9 @@ const ENGINES: [(&str, &[&str]); 5] = [
 ];
 
 /// Foreign crates behind one door.
-const DOORS: [(&str, &[&str]); 9] = [
+const DOORS: [(&str, &[&str]); 10] = [
     ("rusqlite", &["spool", "identity"]),
+    ("tidegate_memory", &["cli"]),
     ("rumqttc", &["upstream/mqtt"]),
     ("rumqttd", &["demo", "cli"]),
     ("coap_lite", &["demo", "cli"]),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
 
 use super::{Context, Exit, Failure};
 use crate::{Running, StartError, tasks, telemetry};
@@ -56,8 +57,13 @@ impl Signals {
     /// Waits for the end; true if a thread has died.
     async fn serve(&mut self, running: &Running) -> bool {
         let mut watchdog = Watchdog::new();
+        let mut settled = Some(Instant::now() + SETTLING);
         loop {
             tokio::select! {
+                () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => {
+                    settled = None;
+                    release_code();
+                }
                 _ = self.terminate.recv() => return false,
                 _ = self.interrupt.recv() => return false,
                 () = running.failed().cancelled() => return true,
@@ -66,6 +72,7 @@ impl Signals {
                     // The outcome is in the log: there is nobody to answer.
                     let _ = running.reload();
                     notify(&[sd_notify::NotifyState::Ready]);
+                    settled = Some(Instant::now() + SETTLING);
                 }
                 () = watchdog.due() => notify(&[sd_notify::NotifyState::Watchdog]),
             }
@@ -96,6 +103,18 @@ impl Watchdog {
 /// Tells systemd; elsewhere nobody listens, and that is well.
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
     let _ = sd_notify::notify(false, state);
+}
+
+/// How long after a start or a reload it is over for every thread.
+const SETTLING: Duration = Duration::from_secs(2);
+
+/// Most of the code has run once for the start and will not run again (docs/adr/0005).
+fn release_code() {
+    match tidegate_memory::release_code() {
+        Ok(bytes) => tracing::debug!(bytes, "code released"),
+        // Without /proc there is only less to gain.
+        Err(error) => tracing::debug!(%error, "code not released"),
+    }
 }
 
 /// As many descriptors as the system lets us have: a connection is one.
