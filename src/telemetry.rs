@@ -56,7 +56,7 @@ pub const CONFIG_RELOADS_TOTAL: &str = "tidegate_config_reloads_total";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// What is logged: a level (error, warn, info, debug, trace) or a tracing filter such as "info,tidegate::listener=debug".
+    /// What is logged: a level (error, warn, info, debug, trace) or levels by module, such as "info,tidegate::listener=debug".
     pub log: String,
     /// How a log line is written: text for people, json for programs.
     pub log_format: LogFormat,
