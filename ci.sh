@@ -6,7 +6,7 @@
 #   ./ci.sh --list           their names, each with what it does
 #
 # A machine needs a Rust toolchain and a C compiler. What else a gate needs it installs when it is missing and it may
-# (Debian's packages as root, PyPI into target/venv, crates.io into target/tools); otherwise it names what is missing and
+# (Debian's packages as root, PyPI into target/venv, npm into target/npm, crates.io into target/tools); otherwise it names what is missing and
 # fails. Every gate runs even after another failed. The last line is `N passed, N failed`, in gates; the exit code agrees.
 #
 #   FUZZ_SECONDS=8      per fuzz target            BENCH_SECONDS=1     per measurement of bench-smoke
@@ -52,6 +52,19 @@ python_venv() {
   export TIDEGATE_TEST_PYTHON=$venv/bin/python
 }
 
+# node_modules makes target/npm with the real clients that come from npm.
+node_modules() {
+  local wanted=mqtt@5.16.0
+  need_debian node:nodejs npm:npm
+  if [ "$(cat "$target/npm/installed" 2>/dev/null)" != "$wanted" ]; then
+    rm -rf "$target/npm"
+    mkdir -p "$target/npm"
+    npm install --silent --no-audit --no-fund --no-package-lock --prefix "$target/npm" "$wanted"
+    echo "$wanted" >"$target/npm/installed"
+  fi
+  export NODE_PATH=$target/npm/node_modules
+}
+
 # The integration tests whose file name does (interop) or does not (integration) begin with interop_.
 test_files() {
   local file name
@@ -92,9 +105,10 @@ gate_integration() { # tests/*.rs: layers, faults, hostile input, kill -9
   done
 }
 
-gate_interop() { # mosquitto, curl, libcoap, aiocoap and paho against the real binary
+gate_interop() { # mosquitto, curl, libcoap, aiocoap, paho, MQTT.js and rumqttc against the real binary
   need_debian mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl coap-client-notls:libcoap3-bin
   python_venv
+  node_modules
   # shellcheck disable=SC2046
   TIDEGATE_INTEROP=1 cargo test --locked --no-fail-fast -p tidegate $(test_files interop)
 }

@@ -120,6 +120,88 @@ fn paho_speaks_both_versions_at_every_qos() {
 }
 
 #[test]
+fn the_sessions_of_paho_and_mqtt_js_survive_kill_9() {
+    let cloud = Cloud::start();
+    let mut gateway = Gateway::start(&Wanted { cloud: vec![cloud.url()], ..Wanted::default() });
+    let writer = gateway.add_device("writer");
+    let (python, node) = (support::python(), "node".to_owned());
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop/");
+    for (package, program_name, script) in
+        [("PyPI paho-mqtt", &python, "paho_session.py"), ("npm mqtt", &node, "mqttjs_session.js")]
+    {
+        for version in ["311", "5"] {
+            let reader = gateway.add_device(&format!("{}-{version}", package.replace(" ", "-")));
+            let session = |gateway: &Gateway, task: &str, count: &str| {
+                let (port, jwt) = (gateway.plain.port().to_string(), gateway.jwt(&reader));
+                let script = format!("{folder}{script}");
+                let words = [program_name, script.as_str(), &port, &reader.id, &jwt, version, task, count];
+                let output = program(package, &words);
+                assert!(output.status.success(), "{package} {version} {task}: {}", said(&output));
+                stdout(&output)
+            };
+            session(&gateway, "subscribe", "0");
+            for (payload, qos) in [("1", "1"), ("2", "2"), ("3", "1")] {
+                let message = ["-t", "plant/x", "-m", payload, "-q", qos];
+                let output = run("mosquitto_pub", &login(&gateway, &writer, "mqttv5"), &message);
+                assert!(output.status.success(), "{}", said(&output));
+            }
+            gateway.kill();
+            gateway.run();
+            let received = session(&gateway, "receive", "3");
+            let mut received: Vec<&str> = received.lines().collect();
+            // A client may show a message of QoS 2 when its handshake is over.
+            received.sort_unstable();
+            assert_eq!(received, ["1", "2", "3"], "{package} {version}");
+        }
+    }
+    for version in ["311", "5"] {
+        for task in ["subscribe", "receive"] {
+            for qos in 0..3 {
+                let expected = format!("mqtt.js {version} {task} {qos}");
+                wait_until("telemetry arrives", || cloud.by_body().contains_key(&expected));
+            }
+        }
+    }
+}
+
+#[test]
+fn mosquitto_rr_is_answered_by_rumqttc() {
+    use rumqttc::v5::mqttbytes::QoS;
+    use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
+    use rumqttc::v5::{Client, Event, MqttOptions};
+
+    let gateway = Gateway::start(&Wanted::default());
+    let (asker, answerer) = (gateway.add_device("asker"), gateway.add_device("answerer"));
+    let mut options = MqttOptions::new(&answerer.id, "127.0.0.1", gateway.plain.port());
+    options.set_credentials(&answerer.id, gateway.jwt(&answerer));
+    let (client, mut connection) = Client::new(options, 10);
+    client.subscribe("plant/question", QoS::AtLeastOnce).unwrap();
+    let (subscribed, is_subscribed) = std::sync::mpsc::channel();
+    let answering = thread::spawn(move || {
+        for event in connection.iter() {
+            match event.unwrap() {
+                Event::Incoming(Packet::SubAck(_)) => subscribed.send(()).unwrap(),
+                Event::Incoming(Packet::Publish(question)) => {
+                    let asked = question.properties.unwrap();
+                    let properties =
+                        PublishProperties { correlation_data: asked.correlation_data, ..PublishProperties::default() };
+                    let answer = [&b"answer to "[..], &question.payload].concat();
+                    let to = asked.response_topic.unwrap();
+                    client.publish_with_properties(to, QoS::AtLeastOnce, false, answer, properties).unwrap();
+                }
+                Event::Incoming(Packet::PubAck(_)) => return,
+                _ => {}
+            }
+        }
+    });
+    is_subscribed.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+    let question = ["-t", "plant/question", "-e", "plant/answer", "-m", "question 7", "-q", "1", "-W", "20"];
+    let output = run("mosquitto_rr", &login(&gateway, &asker, "mqttv5"), &question);
+    assert_eq!(stdout(&output), "answer to question 7\n", "{}", said(&output));
+    answering.join().unwrap();
+}
+
+#[test]
 fn a_bridge_to_mosquitto_forwards_every_message() {
     let folder = tempfile::tempdir().unwrap();
     let (_broker, address) = support::mosquitto(folder.path());
