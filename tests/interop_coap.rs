@@ -3,8 +3,10 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use support::cloud::Cloud;
 use support::coap::CoapClient;
@@ -69,6 +71,71 @@ fn coap_client_sends_long_bodies_in_blocks_over_loss_and_over_tcp() {
     }
     let stranger = coap_client(&["-m", "post", "-e", "x", &format!("coap+tcp://{}/t", gateway.plain)]);
     assert!(stranger.contains("4.01"), "{stranger}");
+}
+
+/// An HTTP server that says what it was asked, and at `/long` a long text.
+fn origin(long: &'static str) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            // One request a connection.
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                if stream.read_line(&mut head).unwrap() == 0 {
+                    break;
+                }
+            }
+            let header = |name: &str| {
+                let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}: ")));
+                line.map_or("", |line| &line[name.len() + 2..])
+            };
+            let mut body = vec![0; header("content-length").parse().unwrap_or(0)];
+            stream.read_exact(&mut body).unwrap();
+            let asked = head.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1");
+            let answer = match asked {
+                "GET /long" => long.to_owned(),
+                "POST /up" => format!("{} bytes", body.len()),
+                _ => format!("{asked} {} {}", header("content-type"), String::from_utf8_lossy(&body)),
+            };
+            let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/plain\r\netag: \"1\"\r\n";
+            let answer = format!("{head}content-length: {}\r\n\r\n{answer}", answer.len());
+            // A health check may not wait for it.
+            let _ = stream.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn coap_client_reaches_an_http_upstream_along_a_route() {
+    let long: &'static str = "0123456789abcdef".repeat(400).leak();
+    let extra = format!(
+        "\n[[upstream]]\nname = \"site\"\nkind = \"http\"\nendpoints = [{{ url = \"http://{}\" }}]\n\n\
+         [[route]]\nname = \"api\"\npath_prefix = \"/api\"\nto = \"site\"\nauth = \"none\"\nrewrite = \"/\"\n\n\
+         [[route]]\nname = \"own\"\npath_prefix = \"/own\"\nto = \"site\"\n",
+        origin(long)
+    );
+    let gateway = Gateway::start(&Wanted { extra, ..Wanted::default() });
+    let file = gateway.path("long.txt");
+    std::fs::write(&file, long).unwrap();
+    let file = file.to_str().unwrap();
+    let device = gateway.add_device("coap-4");
+    let token = gateway.coap_token(&mut CoapClient::connect(gateway.coap).unwrap(), &device);
+    for base in [format!("coap://{}", gateway.coap), format!("coap+tcp://{}", gateway.plain)] {
+        let get = coap_client(&["-m", "get", &format!("{base}/api/x%20y?a=b")]);
+        assert_eq!(get.trim(), "GET /x%20y?a=b", "{base}");
+        let put = coap_client(&["-m", "put", "-t", "50", "-e", "{}", &format!("{base}/api/x")]);
+        assert_eq!(put.trim(), "PUT /x application/json {}", "{base}");
+        assert!(coap_client(&["-m", "get", &format!("{base}/api/long")]).trim() == long, "{base}");
+        let post = coap_client(&["-m", "post", "-f", file, &format!("{base}/api/up?t={token}")]);
+        assert_eq!(post.trim(), "6400 bytes", "{base}");
+        let refused = coap_client(&["-m", "get", &format!("{base}/own/x?t={token}")]);
+        assert!(refused.contains("4.03"), "{refused}");
+        assert!(coap_client(&["-m", "get", &format!("{base}/own/x")]).contains("4.01"));
+        assert!(coap_client(&["-m", "get", &format!("{base}/other?t={token}")]).contains("4.04"));
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod detect;
 mod http;
 mod mqtt;
 mod permits;
+mod relay;
 mod stream;
 mod websocket;
 
@@ -51,6 +52,7 @@ pub use config::{ClientCertificates, Config, ProtocolName, TransportKind};
 pub use deadline::{Activity, Deadlined, Deadlines, UnderWay};
 pub use detect::{Detected, Refusal, detect};
 pub use permits::{Permit, Permits};
+pub use relay::{Relay, RelayFault, Relayed};
 pub use stream::{Prefixed, Transport, read_some};
 
 /// A recognised protocol of a TCP connection.
@@ -247,6 +249,12 @@ impl Adapters {
         adapters
     }
 
+    fn coap(&self) -> coap::Context {
+        let has_upstreams = self.http.exchange.is_some();
+        let relay = has_upstreams.then(|| Arc::new(self.http.clone()) as Arc<dyn Relay>);
+        coap::Context { gateway: self.gateway.clone(), relay }
+    }
+
     fn serve_mqtt<IO>(
         &self,
         io: IO,
@@ -305,14 +313,14 @@ impl Serve for Adapters {
                 })
             }
             Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)),
-            Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.gateway.clone(), shutdown)),
+            Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.coap(), shutdown)),
             Spoken::Mqtt => self.serve_mqtt(io, prefix, conn, shutdown),
         };
         serving
     }
 
     async fn serve_datagrams(&self, socket: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {
-        coap::serve_datagrams(socket, listener, self.gateway.clone(), shutdown).await;
+        coap::serve_datagrams(socket, listener, self.coap(), shutdown).await;
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Asked {
     /// Size of the question, for the limit on answers to strangers.
     pub asked_bytes: usize,
     pub body_key: u64,
+    /// The application is not asked again for the later blocks of its answer.
+    pub keep: bool,
 }
 
 impl Endpoint {
@@ -76,8 +78,9 @@ impl Endpoint {
             self.finish(now, &without_blocks(asked), &Response::new(Code::BAD_REQUEST), None);
             return false;
         };
-        let etag =
-            block2.filter(|_| response.etag.is_empty() && asked.code == Code::GET).map(|_| self.etag(response.payload));
+        // What is kept is kept without its tag, so its first block has the one that the later ones will have.
+        let wants_etag = asked.code == Code::GET && (response.etag.is_empty() || asked.keep);
+        let etag = block2.filter(|_| wants_etag).map(|_| self.etag(response.payload));
         let response = Response { etag: etag.as_ref().map_or(response.etag, |e| e), ..*response };
         let ours = Block::exponent_for(self.config.block_bytes_max);
         let block1 = asked.block1.map(|block| {
@@ -103,7 +106,7 @@ impl Endpoint {
             self.finish_stranger(now, asked, &response, kind, message_id);
             return false;
         }
-        if asked.code != Code::GET && block2.is_some_and(|b| b.more && b.number == 0) {
+        if asked.keep && block2.is_some_and(|b| b.more && b.number == 0) {
             let answer = (response.code.0, response.content_format);
             if self.bodies.keep(now, peer, asked.body_key, answer, response.payload).is_err() {
                 self.batch.abandon();

@@ -271,6 +271,15 @@ impl Endpoint {
         Ok(observer)
     }
 
+    /// Keeps the answer to this GET, when it is longer than a block, for the requests of the other blocks: the application could make it again only at some
+    /// cost. What answers another method is always kept.
+    pub fn keep_answer(&mut self, request: &Request<'_>) {
+        if let Some(asked) = self.requests.get_mut(request.handle.0) {
+            asked.body_key = block::body_key(&self.secret, &request.contents);
+            asked.keep = true;
+        }
+    }
+
     /// Takes in the body whose first block came as [`Received::Upload`].
     ///
     /// # Errors
@@ -396,6 +405,7 @@ impl Endpoint {
             block2: None,
             asked_bytes: datagram.len(),
             body_key: 0,
+            keep: contents.code != Code::GET,
         };
         match request::inspect(contents) {
             Ok(inspected) => self.handle_inspected(now, asked, contents, inspected),
@@ -440,7 +450,8 @@ impl Endpoint {
         }
         let mut payload = Cow::Borrowed(contents.payload);
         let mut upload = false;
-        if asked.block1.is_some() || contents.code != Code::GET {
+        let later_block = asked.block2.filter(|block| block.number > 0);
+        if asked.block1.is_some() || later_block.is_some() || contents.code != Code::GET {
             asked.body_key = block::body_key(&self.secret, &contents);
         }
         if let Some(block) = asked.block1 {
@@ -450,7 +461,9 @@ impl Endpoint {
                 Taken::Last(body) => payload = Cow::Owned(body),
                 Taken::Answered => return Received::Nothing,
             }
-        } else if let Some(block) = asked.block2.filter(|b| b.number > 0 && contents.code != Code::GET) {
+        } else if let Some(block) = later_block
+            && (contents.code != Code::GET || self.bodies.kept(peer_key, asked.body_key).is_some())
+        {
             self.respond_kept(now, &asked, block);
             return Received::Nothing;
         }

@@ -1,14 +1,20 @@
 //! What the two engines (a UDP socket's endpoint, a TCP connection) have in common, and the dealings of either with the service.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tidegate_coap::endpoint::Delivery;
 use tidegate_coap::tcp::Connection;
 use tidegate_coap::{Endpoint, Event, Handle, Notification, NotifyError, ObserverId, Request, Response};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_util::sync::CancellationToken;
 
+use super::answer::Answer;
 use super::service::{Moment, Reply, Service};
 use crate::gateway::Drained;
+use crate::tasks::Tasks;
 
 /// One side of the sans-IO engine. That a request is gone when its answer comes means that it was answered otherwise, for want of room.
 pub trait Engine {
@@ -18,6 +24,8 @@ pub trait Engine {
     fn poll_event(&mut self) -> Option<Event>;
     /// The peer receives what is sent to its address.
     fn validate(&mut self, now: Instant, peer: SocketAddr);
+    /// The answer to this request costs too much to be made again for each of its blocks.
+    fn keep_answer(&mut self, request: &Request<'_>);
 }
 
 impl Engine for Endpoint {
@@ -40,6 +48,10 @@ impl Engine for Endpoint {
     fn validate(&mut self, now: Instant, peer: SocketAddr) {
         Endpoint::validate(self, now, peer);
     }
+
+    fn keep_answer(&mut self, request: &Request<'_>) {
+        Endpoint::keep_answer(self, request);
+    }
 }
 
 impl Engine for Connection {
@@ -61,10 +73,19 @@ impl Engine for Connection {
 
     /// TCP's handshake has shown it.
     fn validate(&mut self, _: Instant, _: SocketAddr) {}
+
+    /// Blocks are for peers that take no more than that; over TCP few do.
+    fn keep_answer(&mut self, _: &Request<'_>) {}
 }
 
 /// Answers a request, now or when its outcome is known.
-pub fn answer<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, request: &Request<'_>) {
+pub fn answer<E: Engine>(
+    engine: &mut E,
+    service: &mut Service,
+    elsewhere: &mut Elsewhere,
+    now: Moment,
+    request: &Request<'_>,
+) {
     match service.handle(now, request) {
         Reply::Now(answer) => engine.respond(now.at, request.handle, &answer.response()),
         Reply::Validated(answer) => {
@@ -72,6 +93,10 @@ pub fn answer<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, req
             engine.respond(now.at, request.handle, &answer.response());
         }
         Reply::Later => {}
+        Reply::Elsewhere(answer) => {
+            engine.keep_answer(request);
+            elsewhere.ask(request.handle, answer);
+        }
         Reply::Observe { answer, tag } => {
             let observer = engine.observe(now.at, request.handle, &answer.response());
             service.registered(tag, observer);
@@ -81,6 +106,55 @@ pub fn answer<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, req
         }
     }
 }
+
+/// Requests that upstreams are answering; as many as the engine keeps open.
+pub struct Elsewhere {
+    shutdown: CancellationToken,
+    /// Made for the first of them: most connections have none.
+    answers: Option<Answers>,
+}
+
+struct Answers {
+    tasks: Tasks,
+    sender: UnboundedSender<(Handle, Answer)>,
+    receiver: UnboundedReceiver<(Handle, Answer)>,
+    received: Vec<(Handle, Answer)>,
+}
+
+impl Elsewhere {
+    pub fn new(shutdown: &CancellationToken) -> Self {
+        Elsewhere { shutdown: shutdown.clone(), answers: None }
+    }
+
+    /// A panic is logged; the asker hears nothing and asks again.
+    fn ask(&mut self, handle: Handle, answer: impl Future<Output = Answer> + Send + 'static) {
+        let answers = self.answers.get_or_insert_with(|| {
+            let (sender, receiver) = unbounded_channel();
+            Answers { tasks: Tasks::new(self.shutdown.clone()), sender, receiver, received: Vec::new() }
+        });
+        let sender = answers.sender.clone();
+        answers.tasks.spawn("coap-proxy", async move {
+            // Nobody hears it whose engine has ended.
+            let _ = sender.send((handle, answer.await));
+        });
+    }
+
+    /// Ready when there are answers to be [given](Self::answer).
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(Answers { receiver, received, .. }) = &mut self.answers else { return Poll::Pending };
+        receiver.poll_recv_many(cx, received, ANSWERS_MAX).map(|_| ())
+    }
+
+    /// Gives the answers that have come to the engine.
+    pub fn answer<E: Engine>(&mut self, engine: &mut E, now: Moment) {
+        for (handle, answer) in self.answers.iter_mut().flat_map(|answers| answers.received.drain(..)) {
+            engine.respond(now.at, handle, &answer.response());
+        }
+    }
+}
+
+/// Answers taken at a time.
+const ANSWERS_MAX: usize = 64;
 
 /// What other threads had for us: outcomes, messages for observers, orders to end sessions.
 pub fn take_outbox<E: Engine>(engine: &mut E, service: &mut Service, now: Moment, drained: &mut Drained) {

@@ -20,6 +20,7 @@ mod engine;
 mod links;
 mod observations;
 mod patch;
+mod proxy;
 mod service;
 mod stream;
 mod timer;
@@ -28,5 +29,18 @@ mod udp;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
+use crate::gateway::Gateway;
+use crate::listener::Relay;
+
 pub use stream::serve;
 pub use udp::serve_datagrams;
+
+/// What an engine is served with.
+#[derive(Clone)]
+pub struct Context {
+    pub gateway: Arc<Gateway>,
+    /// The worker's own way to the upstreams; `None` where there are none.
+    pub relay: Option<Arc<dyn Relay>>,
+}

@@ -2,8 +2,11 @@
 //!
 //! A driver owns an engine and one [`Service`]; the service never sees the engine. It is told what happened and says what to send.
 
+mod relay;
+
 use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +17,7 @@ use tidegate_coap::option::number;
 use tidegate_coap::{Code, Notification, ObserverId, Request, content};
 
 use super::answer::{Answer, Payload, code, etag, format_of};
-use super::call::{self, Call, Space};
+use super::call::{self, Call, NoCall, Space};
 use super::contexts::{Context, ContextId, Contexts};
 use super::links::{self, Which};
 use super::observations::{Observation, Observations};
@@ -23,6 +26,7 @@ use crate::gateway::{
     Address, Delivery, Draft, Gateway, Limits, NotTaken, Now, Outbox, OutboxLimits, Part, Published, SendRetained,
     SubscribeOptions, is_expired, wall_ms,
 };
+use crate::listener::Relay;
 use crate::message::{CloseReason, Completion, Device, Message, Properties, Protocol, Qos, Receipt, Reject, SessionId};
 use crate::telemetry::meters;
 
@@ -40,13 +44,14 @@ impl Moment {
 }
 
 /// What the driver is to do with a request.
-#[derive(Debug)]
 pub enum Reply {
     Now(Answer),
     /// The same, and the peer has shown that it receives what is sent to its address.
     Validated(Answer),
     /// The outcome will come out of the outbox, under the request's handle.
     Later,
+    /// An upstream has to be asked.
+    Elsewhere(Pin<Box<dyn Future<Output = Answer> + Send>>),
     /// Register the observer, and tell [`Service::registered`] how that went.
     Observe {
         answer: Answer,
@@ -57,6 +62,7 @@ pub enum Reply {
 /// See the module's documentation.
 pub struct Service {
     gateway: Arc<Gateway>,
+    relay: Option<Arc<dyn Relay>>,
     limits: Limits,
     contexts: Contexts,
     observations: Observations,
@@ -64,6 +70,7 @@ pub struct Service {
     completion: Arc<dyn Completion>,
     /// Whom the transport itself has authenticated (a TLS certificate).
     presumed: Option<Arc<Device>>,
+    is_tls: bool,
     /// Requests whose success is 2.02.
     removals: HashSet<u64>,
     /// Observers whose observation has ended on our side, with the last word to them.
@@ -75,7 +82,8 @@ pub struct Service {
 
 impl Service {
     /// `contexts_max` bounds the sessions.
-    pub fn new(gateway: Arc<Gateway>, contexts_max: usize, presumed: Option<Arc<Device>>) -> Self {
+    pub fn new(context: super::Context, contexts_max: usize) -> Self {
+        let super::Context { gateway, relay } = context;
         let limits = gateway.limits();
         // One box for all observers of the engine: a message that all of them want has to fit.
         let outbox_limits = OutboxLimits {
@@ -91,14 +99,22 @@ impl Service {
             observations: Observations::default(),
             completion: outbox.clone(),
             outbox,
-            presumed,
+            presumed: None,
+            is_tls: false,
             removals: HashSet::new(),
             ended: Vec::new(),
             rest: String::new(),
             dropped: 0,
             limits,
+            relay,
             gateway,
         }
+    }
+
+    /// The same behind TLS, where a certificate may already have said who asks.
+    pub fn behind_tls(mut self, presumed: Option<Arc<Device>>) -> Self {
+        (self.presumed, self.is_tls) = (presumed, true);
+        self
     }
 
     pub fn outbox(&self) -> &Arc<Outbox> {
@@ -148,7 +164,8 @@ impl Service {
         let id = identified.map_err(|reject| refuse(&reject, false))?;
         let known = self.contexts.get_mut(id).is_some_and(|context| context.client.caller.device.is_some());
         match call {
-            Ok(Call::Publish { .. } | Call::Patch { .. }) => {}
+            // A route decides about the rest when the body is whole.
+            Ok(Call::Publish { .. } | Call::Patch { .. }) | Err(NoCall::NotFound) => {}
             Ok(_) => return Err(Answer::new(Code::METHOD_NOT_ALLOWED)),
             Err(no_call) => return Err(Answer::no_call(no_call, known)),
         }
@@ -166,6 +183,11 @@ impl Service {
             && request.contents.first(number::URI_QUERY).is_none()
         {
             return self.publish_signed(now, request, space, rest, retain);
+        }
+        if call == Err(NoCall::NotFound)
+            && let Some(reply) = self.proxy(now, request)
+        {
+            return reply;
         }
         let id = match self.identify(now, request) {
             Ok(id) => id,

@@ -6,7 +6,7 @@
 use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{self, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
@@ -14,25 +14,21 @@ use tidegate_coap::tcp::{Config, Connection, Received};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-use super::engine;
+use super::Context;
+use super::engine::{self, Elsewhere};
 use super::service::{Moment, SWEEP_EVERY, Service};
 use super::timer::Timer;
-use crate::gateway::{Drained, Gateway, Limits, Now, PublicKey};
+use crate::gateway::{Drained, Limits, Now, PublicKey};
 use crate::listener::{Activity, ConnectionInfo, Deadlined, Deadlines, Prefixed, UnderWay};
 use crate::message::CloseReason;
 use crate::telemetry::meters;
 
 /// Serves one connection to its end.
-pub async fn serve<IO>(
-    io: IO,
-    prefix: BytesMut,
-    conn: ConnectionInfo,
-    gateway: Arc<Gateway>,
-    shutdown: CancellationToken,
-) where
+pub async fn serve<IO>(io: IO, prefix: BytesMut, conn: ConnectionInfo, context: Context, shutdown: CancellationToken)
+where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut stream = Stream::new(io, prefix, &conn, &gateway);
+    let mut stream = Stream::new(io, prefix, &conn, context, &shutdown);
     let reason = stream.run(&shutdown).await;
     tracing::debug!(peer = %conn.peer, ?reason, "coap connection ended");
     stream.close(Instant::now());
@@ -46,6 +42,7 @@ struct Stream<IO> {
     input: BytesMut,
     connection: Connection,
     service: Service,
+    elsewhere: Elsewhere,
     drained: Drained,
     last_input: Instant,
     next_sweep: Instant,
@@ -73,16 +70,21 @@ enum End {
 enum Woken {
     Io,
     Outbox,
+    /// An upstream has answered.
+    Elsewhere,
     Time,
     Shutdown,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
-    fn new(io: IO, prefix: BytesMut, conn: &ConnectionInfo, gateway: &Arc<Gateway>) -> Self {
+    fn new(io: IO, prefix: BytesMut, conn: &ConnectionInfo, context: Context, shutdown: &CancellationToken) -> Self {
+        let gateway = context.gateway.clone();
         let limits = gateway.limits();
-        let key = conn.tls.as_ref().and_then(|tls| tls.client_key);
-        let pinned = key.and_then(|key| PublicKey::register(key).ok());
-        let presumed = pinned.and_then(|key| gateway.identity.by_public_key(&key, Now::read()));
+        let mut service = Service::new(context, CONTEXTS_MAX);
+        if let Some(tls) = &conn.tls {
+            let pinned = tls.client_key.and_then(|key| PublicKey::register(key).ok());
+            service = service.behind_tls(pinned.and_then(|key| gateway.identity.by_public_key(&key, Now::read())));
+        }
         let activity = Arc::new(Activity::default());
         let deadlines = Deadlines {
             idle: limits.idle_timeout.0,
@@ -95,7 +97,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
             activity,
             input: BytesMut::new(),
             connection: Connection::new(engine_config(&limits), conn.peer),
-            service: Service::new(gateway.clone(), CONTEXTS_MAX, presumed),
+            service,
+            elsewhere: Elsewhere::new(shutdown),
             drained: Drained::default(),
             last_input: now,
             next_sweep: now + SWEEP_EVERY,
@@ -129,6 +132,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
                 Ok(Woken::Outbox) => {
                     engine::take_outbox(&mut self.connection, &mut self.service, Moment::read(), &mut self.drained);
                 }
+                Ok(Woken::Elsewhere) => self.elsewhere.answer(&mut self.connection, Moment::read()),
                 Ok(Woken::Time) => {
                     if let Some(end) = self.check_peer(Instant::now()) {
                         return end;
@@ -146,7 +150,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
 
     /// Whole messages out of what was read.
     fn take_input(&mut self, now: Moment) -> Result<(), &'static str> {
-        let Stream { input, connection, service, .. } = self;
+        let Stream { input, connection, service, elsewhere, .. } = self;
         let mut taken = 0;
         let outcome = loop {
             if self.closing || !connection.wants_input() {
@@ -161,7 +165,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
                     drop(self.activity.begin());
                     match received {
                         Received::Nothing => {}
-                        Received::Request(request) => engine::answer(connection, service, now, &request),
+                        Received::Request(request) => engine::answer(connection, service, elsewhere, now, &request),
                         Received::Closing => self.closing = true,
                     }
                 }
@@ -231,6 +235,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
             if outbox.poll_drain(cx, &mut self.drained, DELIVERIES_MAX).is_ready() || self.service.has_orders() {
                 return Poll::Ready(Ok(Woken::Outbox));
             }
+            if self.elsewhere.poll(cx).is_ready() {
+                return Poll::Ready(Ok(Woken::Elsewhere));
+            }
             if let Poll::Ready(written) = self.poll_output(cx) {
                 return Poll::Ready(written.map(|()| Woken::Io));
             }
@@ -246,7 +253,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
     }
 
     /// Ready when something was written, so that what waits for room can follow.
-    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_output(&mut self, cx: &mut task::Context<'_>) -> Poll<std::io::Result<()>> {
         if self.connection.output().is_empty() {
             if !self.flushed {
                 ready!(Pin::new(&mut self.io).poll_flush(cx))?;
@@ -263,7 +270,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_input(&mut self, cx: &mut task::Context<'_>) -> Poll<std::io::Result<()>> {
         let mut room = [0; READ_BYTES];
         let mut room = ReadBuf::new(&mut room);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut room))?;

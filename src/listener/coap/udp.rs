@@ -14,8 +14,9 @@ use tidegate_coap::{Batch, Config, Endpoint, Received};
 use tokio::net::UdpSocket;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
+use super::Context;
 use super::datagrams::{self, BATCH_MAX, Datagram};
-use super::engine;
+use super::engine::{self, Elsewhere};
 use super::service::{Moment, SWEEP_EVERY, Service};
 use super::timer::Timer;
 use crate::gateway::{Drained, Gateway, Limits};
@@ -27,7 +28,7 @@ use crate::telemetry::{self, meters};
 pub async fn serve_datagrams(
     socket: std::net::UdpSocket,
     listener: Arc<Listener>,
-    gateway: Arc<Gateway>,
+    context: Context,
     shutdown: CancellationToken,
 ) {
     let socket = match UdpSocket::from_std(socket) {
@@ -44,7 +45,7 @@ pub async fn serve_datagrams(
         shutdown.cancel();
         return;
     }
-    Driver::new(socket, &gateway, seed).run(&shutdown).await;
+    Driver::new(socket, context, seed, &shutdown).run(&shutdown).await;
 }
 
 type Stop<'s, 't> = Pin<&'s mut WaitForCancellationFuture<'t>>;
@@ -54,6 +55,7 @@ struct Driver {
     gateway: Arc<Gateway>,
     endpoint: Endpoint,
     service: Service,
+    elsewhere: Elsewhere,
     batch: Batch,
     /// Datagrams of the batch that are sent.
     sent: usize,
@@ -69,19 +71,23 @@ enum Woken {
     /// Datagrams, or room for them.
     Socket,
     Outbox,
+    /// An upstream has answered.
+    Elsewhere,
     Time,
     Shutdown,
 }
 
 impl Driver {
-    fn new(socket: UdpSocket, gateway: &Arc<Gateway>, seed: [u8; 32]) -> Self {
+    fn new(socket: UdpSocket, context: Context, seed: [u8; 32], shutdown: &CancellationToken) -> Self {
+        let gateway = context.gateway.clone();
         let limits = gateway.limits();
         let now = Instant::now();
         Driver {
             socket,
             endpoint: Endpoint::new(engine_config(&limits), now, seed),
-            service: Service::new(gateway.clone(), limits.coap_sessions_max as usize, None),
-            gateway: gateway.clone(),
+            service: Service::new(context, limits.coap_sessions_max as usize),
+            elsewhere: Elsewhere::new(shutdown),
+            gateway,
             batch: Batch::new(),
             sent: 0,
             drained: Drained::default(),
@@ -101,6 +107,7 @@ impl Driver {
                 Woken::Shutdown => break,
                 Woken::Socket => self.receive(now),
                 Woken::Outbox => self.take_outbox(now),
+                Woken::Elsewhere => self.elsewhere.answer(&mut self.endpoint, now),
                 Woken::Time => {}
             }
             self.after(now);
@@ -117,6 +124,7 @@ impl Driver {
             let now = Moment::read();
             match woken {
                 Woken::Outbox => self.take_outbox(now),
+                Woken::Elsewhere => self.elsewhere.answer(&mut self.endpoint, now),
                 // What arrives now finds the gateway draining and is told so.
                 Woken::Socket => self.receive(now),
                 Woken::Time | Woken::Shutdown => {}
@@ -149,6 +157,9 @@ impl Driver {
             if outbox.poll_drain(cx, &mut self.drained, DELIVERIES_MAX).is_ready() || self.service.has_orders() {
                 return Poll::Ready(Woken::Outbox);
             }
+            if self.elsewhere.poll(cx).is_ready() {
+                return Poll::Ready(Woken::Elsewhere);
+            }
             // While answers wait for room nothing more is read.
             let ready = if self.sent < self.batch.len() {
                 self.socket.poll_send_ready(cx)
@@ -167,9 +178,9 @@ impl Driver {
         if self.sent < self.batch.len() {
             return;
         }
-        let Driver { socket, gateway, endpoint, service, .. } = self;
+        let Driver { socket, gateway, endpoint, service, elsewhere, .. } = self;
         let received = datagrams::receive(socket, |datagram| {
-            take(gateway, endpoint, service, now, &datagram);
+            take(gateway, endpoint, service, elsewhere, now, &datagram);
         });
         match received {
             Ok(count) => meters().datagrams.increment(count as u64),
@@ -218,7 +229,14 @@ impl Driver {
     }
 }
 
-fn take(gateway: &Gateway, endpoint: &mut Endpoint, service: &mut Service, now: Moment, datagram: &Datagram<'_>) {
+fn take(
+    gateway: &Gateway,
+    endpoint: &mut Endpoint,
+    service: &mut Service,
+    elsewhere: &mut Elsewhere,
+    now: Moment,
+    datagram: &Datagram<'_>,
+) {
     // The filter comes before everything: not even a reset goes out.
     if !gateway.with_rules(|rules| rules.address_filter.permits(datagram.peer.ip())) {
         telemetry::connection_refused("address_filter");
@@ -230,7 +248,7 @@ fn take(gateway: &Gateway, endpoint: &mut Endpoint, service: &mut Service, now: 
     }
     match endpoint.handle_datagram(now.at, datagram.peer, datagram.bytes) {
         Received::Nothing => {}
-        Received::Request(request) => engine::answer(endpoint, service, now, &request),
+        Received::Request(request) => engine::answer(endpoint, service, elsewhere, now, &request),
         Received::Upload(request) => {
             // Gone cannot be: the request came this moment.
             let _ = match service.admit_upload(now, &request) {

@@ -14,6 +14,7 @@ mod body;
 mod call;
 mod device_api;
 mod events;
+mod foreign;
 mod headers;
 mod identify;
 mod problem;

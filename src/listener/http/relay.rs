@@ -6,6 +6,8 @@
 //!
 //! Cost of a request beside the upstream's: one search of the routes, two header maps edited in place, four small allocations.
 
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -191,7 +193,8 @@ impl Connection {
             let patience = millis(self.limits.body_timeout_ms);
             ProxyBody::new(Upload::new(body, bytes_max, patience, verdict.clone()))
         };
-        let asked = exchange.exchange(&route.to, self.key(), Request::from_parts(parts, body), began + route.timeout);
+        let key = balancing_key(self.conn.peer.ip());
+        let asked = exchange.exchange(&route.to, key, Request::from_parts(parts, body), began + route.timeout);
         let answered = asked.await;
         facts.upstream = Some(began.elapsed());
         let response = match answered {
@@ -267,14 +270,6 @@ impl Connection {
         Ok(response)
     }
 
-    /// Steers balancing by hash: one client, one endpoint.
-    fn key(&self) -> u64 {
-        use std::hash::{Hash, Hasher};
-        let mut hasher = std::hash::DefaultHasher::new();
-        self.conn.peer.ip().hash(&mut hasher);
-        hasher.finish()
-    }
-
     /// Who asks, where somebody has to.
     pub fn caller(&self, headers: &HeaderMap) -> Result<Option<Arc<Device>>, Refused> {
         let device = identify::identify(&self.gateway, &self.conn, headers).map_err(|reject| self.stranger(reject))?;
@@ -283,6 +278,13 @@ impl Connection {
         }
         Ok(device)
     }
+}
+
+/// Steers balancing by hash: one client, one endpoint.
+pub fn balancing_key(peer: IpAddr) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    peer.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The protocol a client wants to change to (RFC 9110 section 7.8).

@@ -10,14 +10,15 @@ use tidegate_auth::{CbType, Proto, SecretKey, Transcript, text};
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
-use super::serve_datagrams;
-use crate::gateway::{Gateway, Limits};
+use super::{Context, serve_datagrams};
+use crate::gateway::{Gateway, Limits, Routes};
 use crate::identity::Registry;
 use crate::listener::tests::fixture::{Plan, emit, key, random};
-use crate::listener::{Config as ListenerConfig, Listener, TransportKind};
+use crate::listener::{Config as ListenerConfig, Listener, Relay, TransportKind};
 use crate::message::DeviceId;
 
 mod observe;
+mod proxy;
 mod requests;
 mod tcp;
 
@@ -25,6 +26,7 @@ const RULES: &str = r##"[
     {"name": "own space", "who": ["role:sensor"], "do": ["publish", "subscribe", "read"], "on": ["dev/{device}/#"]},
     {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["dev/#", "plant/#"]},
     {"name": "not there", "effect": "deny", "who": ["anyone"], "do": ["publish"], "on": ["plant/forbidden"]},
+    {"name": "reads the api", "who": ["role:sensor"], "do": ["GET", "POST"], "on": ["/api/{device}/*"]},
     {"name": "small", "who": ["role:operator"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4}
 ]"##;
 
@@ -45,14 +47,23 @@ impl Fixture {
     fn with(adjust: impl FnOnce(&mut Limits), sinks: &[&str]) -> Self {
         let mut plan = Plan { rules: RULES, sinks, ..Plan::default() };
         adjust(&mut plan.limits);
+        Fixture::start(plan, None)
+    }
+
+    /// With routes, along which `relay` answers.
+    fn with_routes(routes: Routes, relay: Arc<dyn Relay>) -> Self {
+        Fixture::start(Plan { rules: RULES, routes, ..Plan::default() }, Some(relay))
+    }
+
+    fn start(plan: Plan<'_>, relay: Option<Arc<dyn Relay>>) -> Self {
         let (gateway, folder) = plan.start();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = socket.local_addr().unwrap();
         let config = ListenerConfig { name: "coap".into(), transport: TransportKind::Udp, ..Default::default() };
         let shutdown = CancellationToken::new();
-        let serving =
-            serve_datagrams(socket, Arc::new(Listener::new(config).unwrap()), gateway.clone(), shutdown.clone());
+        let context = Context { gateway: gateway.clone(), relay };
+        let serving = serve_datagrams(socket, Arc::new(Listener::new(config).unwrap()), context, shutdown.clone());
         Fixture { gateway, address, shutdown, served: tokio::spawn(serving), folder }
     }
 

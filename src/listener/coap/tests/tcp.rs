@@ -16,7 +16,8 @@ impl Fixture {
             listener: Arc::new(Listener::new(ListenerConfig { name: "tcp".into(), ..Default::default() }).unwrap()),
             tls: None,
         };
-        let serving = serve(far, Default::default(), conn, self.gateway.clone(), self.shutdown.clone());
+        let context = Context { gateway: self.gateway.clone(), relay: None };
+        let serving = serve(far, Default::default(), conn, context, self.shutdown.clone());
         let mut stream = Stream { io: near, read: Vec::new(), served: tokio::spawn(serving) };
         assert_eq!(stream.next().await.code, "7.01");
         stream.send("7.01", b"", &[], b"").await;
