@@ -78,8 +78,8 @@ impl Endpoint {
             self.finish(now, &without_blocks(asked), &Response::new(Code::BAD_REQUEST), None);
             return false;
         };
-        // What is kept is kept without its tag, so its first block has the one that the later ones will have.
-        let wants_etag = asked.code == Code::GET && (response.etag.is_empty() || asked.keep);
+        // What is kept is kept without its tag: all its blocks have the one that is made of it.
+        let wants_etag = asked.keep || (asked.code == Code::GET && response.etag.is_empty());
         let etag = block2.filter(|_| wants_etag).map(|_| self.etag(response.payload));
         let response = Response { etag: etag.as_ref().map_or(response.etag, |e| e), ..*response };
         let ours = Block::exponent_for(self.config.block_bytes_max);
@@ -118,8 +118,8 @@ impl Endpoint {
         true
     }
 
-    /// An answer that is too long for a stranger: a safe request is to be repeated with an Echo, which costs nothing; another has had its effect and
-    /// is answered without a payload.
+    /// An answer that is too long for a stranger: a request without an effect is to be repeated with an Echo, which costs nothing; another has had its
+    /// effect and is answered without a payload.
     pub(crate) fn finish_stranger(
         &mut self,
         now: Instant,
@@ -130,7 +130,9 @@ impl Endpoint {
     ) {
         self.counters.echoes += 1;
         let echo = peer::echo(&self.secret, self.seconds(now), PeerKey::new(asked.peer));
-        let code = if asked.code.is_safe() { Code::UNAUTHORIZED } else { response.code };
+        // The later blocks of an answer have none.
+        let is_later_block = asked.block2.is_some_and(|block| block.number > 0);
+        let code = if asked.code.is_safe() || is_later_block { Code::UNAUTHORIZED } else { response.code };
         let short = Response { code, echo: &echo, etag: &[], content_format: None, payload: &[], ..*response };
         let builder = Builder::datagram(self.batch.open(), kind, code, message_id, asked.token.as_slice());
         response::write(&short, Added::default(), &[], builder);

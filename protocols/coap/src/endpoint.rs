@@ -458,7 +458,11 @@ impl Endpoint {
             match self.take_block(now, &asked, block, contents.payload) {
                 Taken::Whole => {}
                 Taken::First => upload = true,
-                Taken::Last(body) => payload = Cow::Owned(body),
+                Taken::Last(body) => {
+                    // All of it came from this address.
+                    asked.asked_bytes += body.len();
+                    payload = Cow::Owned(body);
+                }
                 Taken::Answered => return Received::Nothing,
             }
         } else if let Some(block) = later_block
@@ -542,10 +546,10 @@ impl Endpoint {
             return;
         };
         let bytes = bytes.to_vec();
-        if block.offset() + block.bytes() >= bytes.len() {
+        let answered = self.finish(now, asked, &Response::new(Code(code)).content(content_format, &bytes), None);
+        if answered && block.offset() + block.bytes() >= bytes.len() {
             self.bodies.drop_kept(peer, asked.body_key);
         }
-        self.finish(now, asked, &Response::new(Code(code)).content(content_format, &bytes), None);
     }
 
     fn take_request(&mut self, handle: Handle) -> Result<Asked, Gone> {

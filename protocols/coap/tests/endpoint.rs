@@ -427,13 +427,15 @@ fn the_rest_of_a_long_answer_to_a_post_comes_without_asking_the_application_agai
     let mut bench = Bench::known(Config::default());
     let body = [5u8; 2500];
     let got = bench.ask(Kind::Confirmable, Code::POST, &[(number::URI_PATH, b"x")], b"do").unwrap();
-    bench.respond(&got, &Response::new(Code::CHANGED).content(Some(60), &body));
-    let mut read = bench.one().payload;
+    bench.respond(&got, &Response::new(Code::CHANGED).content(Some(60), &body).etag(b"theirs"));
+    let first = bench.one();
+    let mut read = first.payload.clone();
     for n in 1..=2u8 {
         let options = [(number::URI_PATH, &b"x"[..]), (number::BLOCK2, &[n << 4 | 6])];
         assert!(bench.ask(Kind::Confirmable, Code::POST, &options, b"").is_none());
         let answer = bench.one();
         assert_eq!((answer.code, answer.option(number::CONTENT_FORMAT)), (Code::CHANGED, Some(60)));
+        assert_eq!(answer.option(number::ETAG), first.option(number::ETAG), "blocks of one version say so");
         read.extend_from_slice(&answer.payload);
     }
     assert_eq!(read, body);
@@ -441,6 +443,46 @@ fn the_rest_of_a_long_answer_to_a_post_comes_without_asking_the_application_agai
     let again = [(number::URI_PATH, &b"x"[..]), (number::BLOCK2, &[1 << 4 | 6])];
     assert!(bench.ask(Kind::Confirmable, Code::POST, &again, b"").is_none());
     assert_eq!(bench.one().code, Code::REQUEST_ENTITY_INCOMPLETE);
+}
+
+#[test]
+fn a_stranger_is_asked_for_an_echo_before_the_rest_of_a_long_answer_and_then_gets_it() {
+    let mut bench = Bench::new(Config::default());
+    let body = [5u8; 1500];
+    let got = bench.ask(Kind::Confirmable, Code::POST, &[(number::URI_PATH, b"x")], &[1; 600]).unwrap();
+    bench.respond(&got, &Response::new(Code::CHANGED).content(None, &body));
+    assert_eq!(bench.one().payload.len(), 1024, "not three times the question");
+    let path_and_block = [(number::URI_PATH, &b"x"[..]), (number::BLOCK2, &[1 << 4 | 6])];
+    assert!(bench.ask(Kind::Confirmable, Code::POST, &path_and_block, b"").is_none());
+    let refused = bench.one();
+    assert_eq!((refused.code, refused.payload.len()), (Code::UNAUTHORIZED, 0));
+    let echo = refused.options.iter().find(|(n, _)| *n == number::ECHO).unwrap().1.clone();
+    let with_echo = [path_and_block[0], path_and_block[1], (number::ECHO, &echo)];
+    assert!(bench.ask(Kind::Confirmable, Code::POST, &with_echo, b"").is_none());
+    assert_eq!(bench.one().payload, body[1024..]);
+}
+
+#[test]
+fn a_get_whose_answer_is_kept_is_asked_for_once() {
+    let mut bench = Bench::known(Config::default());
+    let body = [5u8; 2500];
+    let datagram = request(Kind::Confirmable, Code::GET, 1, b"tk", &[(number::URI_PATH, b"x")], b"");
+    let Received::Request(asked) = bench.endpoint.handle_datagram(bench.now, bench.peer, &datagram) else {
+        panic!("a request")
+    };
+    bench.endpoint.keep_answer(&asked);
+    let answer = Response::new(Code::CONTENT).content(Some(60), &body).etag(b"theirs");
+    bench.endpoint.respond(bench.now, asked.handle, &answer).unwrap();
+    let first = bench.one();
+    let mut read = first.payload.clone();
+    for n in 1..=2u8 {
+        let options = [(number::URI_PATH, &b"x"[..]), (number::BLOCK2, &[n << 4 | 6])];
+        assert!(bench.ask(Kind::Confirmable, Code::GET, &options, b"").is_none());
+        let answer = bench.one();
+        assert_eq!(answer.option(number::ETAG), first.option(number::ETAG), "blocks of one version say so");
+        read.extend_from_slice(&answer.payload);
+    }
+    assert_eq!(read, body);
 }
 
 fn put_block(bench: &mut Bench, number_: u32, more: bool, piece: &[u8]) -> Option<Got> {
