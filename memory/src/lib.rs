@@ -88,7 +88,8 @@ Anonymous:             0 kB
 
     #[test]
     fn only_the_programs_own_unchanged_code_is_found() {
-        assert_eq!(clean_code(MAPPINGS, "/opt/a b/tidegate"), [0x41_0000..0xc1_0000]);
+        let code = 0x41_0000..0xc1_0000;
+        assert_eq!(clean_code(MAPPINGS, "/opt/a b/tidegate"), std::slice::from_ref(&code));
         assert!(clean_code(MAPPINGS, "/opt/a b/other").is_empty());
         assert!(clean_code(MAPPINGS, "tidegate").is_empty());
         for noise in ["", "Anonymous: 0 kB", "zz-1 r-xp 0 0 0 /x\nAnonymous: 0 kB", "1 r-xp\n", "10-f r-xp"] {
