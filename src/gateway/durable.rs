@@ -152,7 +152,7 @@ impl Gateway {
 
     /// Deletes a session's rows, and what was stored for it alone.
     pub(super) fn forget_session(&self, number: u32, outbox: &Outbox, filters: &[(Filter, u64)], unreleased: &[u16]) {
-        self.heirs.settle(outbox.clear_stored());
+        self.reassigner.settle(outbox.clear_stored());
         self.spool.set(Kind::Session, &number.to_be_bytes(), None);
         self.spool.set(Kind::Cursor, &number.to_be_bytes(), None);
         for id in unreleased {

@@ -11,8 +11,8 @@ mod address;
 mod client;
 mod config;
 mod durable;
-mod heirs;
 mod publish;
+mod reassign;
 mod restore;
 mod route;
 mod stored;
@@ -104,8 +104,8 @@ pub struct Gateway {
     sequence: AtomicU64,
     /// Of the next persistent session.
     next_number: AtomicU32,
-    shelf: stored::Shelf,
-    heirs: heirs::Heirs,
+    backlog: stored::Backlog,
+    reassigner: reassign::Reassigner,
     /// Sessions whose cursor is to be written.
     changed: Mutex<Vec<Arc<Outbox>>>,
     loader: Arc<stored::Loader>,
@@ -162,7 +162,7 @@ impl Gateway {
     ) -> Self {
         let limits = &rules.limits;
         let hub = Arc::new(Hub::new(limits));
-        let shelf = stored::Shelf::new(spool.clone());
+        let backlog = stored::Backlog::new(spool.clone());
         Gateway {
             sessions: Sessions::new(limits.sessions_max as usize, limits.persistent_sessions_max as usize),
             per_address: KeyedBuckets::new(limits.buckets_max as usize),
@@ -178,9 +178,9 @@ impl Gateway {
             snapshot: ArcSwap::from_pointee(Snapshot { version: 1, rules }),
             sequence: AtomicU64::new(1),
             next_number: AtomicU32::new(1),
-            heirs: heirs::Heirs::new(hub.clone(), shelf.clone()),
+            reassigner: reassign::Reassigner::new(hub.clone(), backlog.clone()),
             hub,
-            shelf,
+            backlog,
             changed: Mutex::default(),
             wills: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -372,7 +372,7 @@ impl Gateway {
                 }
                 // A shared outbox lives on: it is not of this session.
                 if outbox.session() == session.id {
-                    self.pass_on(outbox.end());
+                    self.reassign(outbox.end());
                 }
                 None
             }

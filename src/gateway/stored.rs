@@ -31,15 +31,15 @@ impl Store for Loader {
 
 /// Where messages for persistent sessions are stored, and the one order in which they are.
 #[derive(Clone)]
-pub(super) struct Shelf {
+pub(super) struct Backlog {
     pub spool: Spool,
     /// Held while a message for persistent sessions is stored and enters their queues.
     storing: Arc<Mutex<()>>,
 }
 
-impl Shelf {
+impl Backlog {
     pub fn new(spool: Spool) -> Self {
-        Shelf { spool, storing: Arc::default() }
+        Backlog { spool, storing: Arc::default() }
     }
 
     /// Stores a message for one persistent session; nobody waits for that. What cannot be stored is dropped and counted.
@@ -96,7 +96,7 @@ impl Gateway {
         let mut dropped = Vec::new();
         let mut lost: u64 = 0;
         let accepted = {
-            let _one_order = self.shelf.storing.lock();
+            let _one_order = self.backlog.storing.lock();
             let recipients = self.hub.recipients(message, matches);
             let kept: Vec<Option<Kept>> = recipients.iter().map(|target| self.admit(target, message)).collect();
             let targets: Vec<spool::Target<'_>> = kept.iter().flatten().map(Kept::target).collect();
@@ -114,7 +114,7 @@ impl Gateway {
             }
             accepted
         };
-        self.shelf.give_up(&dropped);
+        self.backlog.give_up(&dropped);
         if lost > 0 {
             meters().dropped_outbox.increment(lost);
         }
@@ -136,7 +136,7 @@ impl Gateway {
             return deliveries;
         }
         let (stored, rest): (Vec<_>, Vec<_>) = deliveries.into_iter().partition(|d| d.qos != Qos::AtMostOnce);
-        stored.into_iter().for_each(|delivery| self.shelf.store(&client.outbox, delivery));
+        stored.into_iter().for_each(|delivery| self.backlog.store(&client.outbox, delivery));
         rest
     }
 

@@ -144,7 +144,7 @@ impl Hub {
     }
 
     /// The member of a shared subscription that is to have a message which another has left behind.
-    pub fn heir(&self, shared: &Filter) -> Option<Target> {
+    pub fn member(&self, shared: &Filter) -> Option<Target> {
         let members = self.tree.read().members(shared);
         self.choose(&members).cloned()
     }

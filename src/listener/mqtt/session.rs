@@ -662,7 +662,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
             gateway.close(client, None, now);
             // [MQTT-4.8.2-5]: what was begun at QoS 2 is nobody else's.
             let unanswered = state.in_flight().filter(|(_, stage, ..)| *stage == Stage::Puback);
-            gateway.pass_on(unanswered.filter_map(|(.., delivery)| delivery.cloned()).chain(backlog));
+            gateway.reassign(unanswered.filter_map(|(.., delivery)| delivery.cloned()).chain(backlog));
             return link;
         };
         let sent = sent.collect();

@@ -1,38 +1,38 @@
 //! Shared subscriptions: what a member had not taken when its session ended goes to another member (MQTT 5 section 4.8.2).
 //!
-//! What a persistent session leaves is read from the disk a part at a time and, for an heir that is persistent too, stored anew before it is
+//! What a persistent session leaves is read from the disk a part at a time and, for a member that is persistent too, stored anew before it is
 //! released. A crash within that moment loses it: the session's own rows are gone by then.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::stored::Shelf;
+use super::stored::Backlog;
 use super::{Delivery, Filter, Gateway, Message, meters};
 use crate::hub::{Hub, Left, Pushed};
 
-/// What finds heirs, also on the spool's thread.
+/// What it takes, also on the spool's thread.
 #[derive(Clone)]
-pub(super) struct Heirs {
+pub(super) struct Reassigner {
     hub: Arc<Hub>,
-    shelf: Shelf,
+    backlog: Backlog,
 }
 
-impl Heirs {
-    pub fn new(hub: Arc<Hub>, shelf: Shelf) -> Self {
-        Heirs { hub, shelf }
+impl Reassigner {
+    pub fn new(hub: Arc<Hub>, backlog: Backlog) -> Self {
+        Reassigner { hub, backlog }
     }
 
     /// Without another member the message is lost, as it is with any other subscription that ends.
-    fn pass_on(&self, message: &Arc<Message>, shared: &Filter) {
-        let Some(heir) = self.hub.heir(shared) else {
+    fn reassign(&self, message: &Arc<Message>, shared: &Filter) {
+        let Some(member) = self.hub.member(shared) else {
             meters().dropped_outbox.increment(1);
             return;
         };
-        let delivery = heir.delivery(message, None);
-        if heir.stores(message.qos) {
-            self.shelf.store(&heir.outbox, delivery);
-        } else if heir.outbox.push(delivery, Instant::now()) == Pushed::Dropped {
+        let delivery = member.delivery(message, None);
+        if member.stores(message.qos) {
+            self.backlog.store(&member.outbox, delivery);
+        } else if member.outbox.push(delivery, Instant::now()) == Pushed::Dropped {
             meters().dropped_outbox.increment(1);
         }
     }
@@ -40,16 +40,16 @@ impl Heirs {
     /// Settles what an ended session had on disk.
     pub fn settle(&self, left: Vec<Left>) {
         let (shared, unshared): (Vec<Left>, Vec<Left>) = left.into_iter().partition(|left| left.shared.is_some());
-        unshared.iter().for_each(|left| self.shelf.spool.release(left.position));
+        unshared.iter().for_each(|left| self.backlog.spool.release(left.position));
         if !shared.is_empty() {
             self.clone().read(shared.into());
         }
     }
 
-    /// Passes on the first of what is left, and then the rest.
+    /// Reassigns the first of what is left, and then the rest.
     fn read(self, mut left: VecDeque<Left>) {
         let positions = left.iter().take(READ_MAX).map(|left| left.position).collect();
-        let spool = self.shelf.spool.clone();
+        let spool = self.backlog.spool.clone();
         spool.fetch(positions, move |found| {
             if found.is_empty() {
                 // The spool is closing; what is left stands on disk and is deleted at the next start.
@@ -58,10 +58,10 @@ impl Heirs {
             for found in found {
                 let Some(Left { position, shared }) = left.pop_front() else { break };
                 match (found.message, shared) {
-                    (Some(message), Some(shared)) => self.pass_on(&Arc::new(message), &shared),
+                    (Some(message), Some(shared)) => self.reassign(&Arc::new(message), &shared),
                     (None, _) | (_, None) => meters().dropped_session.increment(1),
                 }
-                self.shelf.spool.release(position);
+                self.backlog.spool.release(position);
             }
             if !left.is_empty() {
                 self.read(left);
@@ -72,11 +72,11 @@ impl Heirs {
 
 impl Gateway {
     /// Gives what a session that has ended had in memory to other members of its shared subscriptions.
-    pub fn pass_on(&self, left: impl IntoIterator<Item = Delivery>) {
+    pub fn reassign(&self, left: impl IntoIterator<Item = Delivery>) {
         for delivery in left {
             // What has a place on disk is passed on from there.
             if let (Some(shared), None) = (&delivery.terms.shared, delivery.ticket) {
-                self.heirs.pass_on(&delivery.message, shared);
+                self.reassigner.reassign(&delivery.message, shared);
             }
         }
     }
