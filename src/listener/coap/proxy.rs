@@ -154,7 +154,9 @@ pub fn from_http(asked: &Asked, outcome: Result<http::Response<Bytes>, RelayFaul
         if format.is_some_and(|format| format != content::TEXT_PLAIN) {
             answer.content_format = format;
         }
-        answer.payload = Payload::Bytes(body);
+        if answer.content_format.is_some() || std::str::from_utf8(&body).is_ok() {
+            answer.payload = Payload::Bytes(body);
+        }
         return answer;
     }
     answer.etag = parts.headers.get(ETAG).map(|tag| hash(tag.as_bytes()));

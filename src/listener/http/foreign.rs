@@ -14,6 +14,7 @@ use super::relay::balancing_key;
 use super::stream::Slot;
 use crate::gateway::{ProxyBody, RouteAuth, UpstreamFault};
 use crate::listener::{Relay, RelayFault, Relayed};
+use crate::message::Reject;
 
 impl Relay for Context {
     fn relay(&self, relayed: Relayed) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, RelayFault>> + Send>> {
@@ -25,6 +26,9 @@ impl Relay for Context {
 async fn relay(context: &Context, relayed: Relayed) -> Result<Response<Bytes>, RelayFault> {
     let began = Instant::now();
     let Some(exchange) = &context.exchange else { return Err(RelayFault::Upstream(UpstreamFault::Unavailable)) };
+    if relayed.host.as_ref().is_some_and(|host| !headers::is_authority(host.as_bytes())) {
+        return Err(RelayFault::Reject(Reject::Malformed { what: "a host that programs read differently" }));
+    }
     let requests_max = context.gateway.limits().requests_in_flight_max;
     let retry = Duration::from_secs(1);
     let _slot = Slot::take(&context.shared.in_flight, "requests_in_flight_max", requests_max, retry)

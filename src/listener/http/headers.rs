@@ -123,10 +123,14 @@ pub fn host<'a>(uri: &'a uri::Uri, headers: &'a HeaderMap) -> Option<&'a str> {
 /// Whether everybody finds the same host: `Host` is one (RFC 9112 section 3.2), and over HTTP/2 it says what `:authority` says (RFC 9113 section 8.3.1).
 pub fn is_host_unambiguous(version: Version, uri: &uri::Uri, headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(HOST) else { return true };
-    let of_authority = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b);
-    let is_authority = host.as_bytes().iter().all(of_authority);
     // In HTTP/1.1 the target wins whatever Host says (section 3.2.2), and what is passed on is made from it.
-    is_authority && (version != Version::HTTP_2 || uri.authority().is_none_or(|authority| host == authority.as_str()))
+    is_authority(host.as_bytes())
+        && (version != Version::HTTP_2 || uri.authority().is_none_or(|authority| host == authority.as_str()))
+}
+
+/// Whether a text has the characters of an authority alone (RFC 3986 section 3.2), so that it reads as one wherever it is put.
+pub fn is_authority(text: &[u8]) -> bool {
+    text.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b))
 }
 
 /// Removes what ends at this hop, and what else `ends_here`.
@@ -370,6 +374,14 @@ mod tests {
         assert!(is_host_unambiguous(Version::HTTP_2, &absolute, &headers(&[("host", "a.example")])));
         assert!(!is_host_unambiguous(Version::HTTP_2, &absolute, &headers(&[("host", "b.example")])));
         assert!(is_host_unambiguous(Version::HTTP_2, &absolute, &HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_host_from_elsewhere_has_to_read_as_one() {
+        assert!(is_authority(b"a.example:8080") && is_authority(b"[::1]:80"));
+        for bad in ["a b", "a/b", "a?b", "a#b", "u@h", "a\tb", "\u{e9}"] {
+            assert!(!is_authority(bad.as_bytes()), "{bad:?}");
+        }
     }
 
     #[test]

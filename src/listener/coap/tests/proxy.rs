@@ -159,6 +159,32 @@ async fn what_upstreams_say_no_to_has_its_code() {
 }
 
 #[tokio::test]
+async fn an_upstreams_error_is_a_diagnostic_if_it_is_text_and_itself_if_it_has_a_format() {
+    let (fixture, _) = fixture(|relayed| {
+        let mut refusal = response(404, &[], "why not");
+        match relayed.request.uri().path() {
+            "/open/json" => {
+                refusal.headers_mut().insert("content-type", http::HeaderValue::from_static("application/json"))
+            }
+            "/open/noise" => {
+                *refusal.body_mut() = Bytes::from_static(b"\xff\xfe");
+                None
+            }
+            _ => None,
+        };
+        Ok(refusal)
+    });
+    let mut peer = fixture.peer().await;
+    for (path, format, payload) in [("text", None, "why not"), ("json", Some(vec![50]), "why not"), ("noise", None, "")]
+    {
+        let answer = peer.ask(get(&format!("open/{path}"))).await;
+        assert_eq!((code(&answer).as_str(), &answer.payload[..]), ("4.04", payload.as_bytes()), "{path}");
+        assert_eq!(option(&answer, CoapOption::ContentFormat), format, "{path}");
+    }
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn what_http_cannot_express_is_said_before_anybody_is_asked() {
     let (fixture, upstream) = fixture(|_| Ok(response(200, &[], "")));
     let mut peer = fixture.peer().await;
