@@ -560,6 +560,8 @@ fn a_batch_respects_its_limits_and_its_linger_and_survives_being_dropped() {
     for seq in 0..7 {
         spool.append(&message(1, seq, vec![0; 100]), &[id], None, 1).unwrap();
     }
+    // Whoever lingers is woken by the number of records, not by their bytes: the deadline is for that.
+    eventually("all are there", || reader.appended() == 7);
     block_on(async {
         let long = Duration::from_secs(600);
         assert_eq!(reader.next_batch(3, 1 << 20, long).await.unwrap().records.len(), 3);
