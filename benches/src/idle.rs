@@ -49,9 +49,12 @@ pub fn run(options: &Options) -> Section {
     section
 }
 
+/// By then a start is over, and Tidegate has given back what only that needed (docs/adr/0005).
+const SETTLED: Duration = Duration::from_secs(5);
+
 fn footprint(contender: &Contender) -> Result<(u64, u64)> {
     let (server, _devices) = mqtt::start(contender, 2)?;
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(SETTLED);
     Ok((server.process.pss_bytes(), server.process.rss_bytes()))
 }
 
