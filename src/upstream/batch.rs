@@ -1,10 +1,12 @@
 //! Messages as request bodies: CloudEvents 1.0, structured (JSON event format) or binary (HTTP binding, section 3.1).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use base64::Engine;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
@@ -205,15 +207,8 @@ fn extensions(message: &Message) -> impl Iterator<Item = (&str, &str)> {
 
 /// HTTP binding, section 3.1.3.2: what is not visible ASCII, and `"` and `%`, is percent-encoded.
 fn percent_value(text: &str) -> HeaderValue {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_graphic() && !matches!(byte, b'"' | b'%') {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text_value(&encoded)
+    const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+    text_value(&Cow::from(utf8_percent_encode(text, ENCODED)))
 }
 
 /// For text that is visible ASCII by its making.

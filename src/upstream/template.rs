@@ -1,6 +1,6 @@
 //! `path` and `topic` of a forward rule: text with `{device}`, `{gateway}` and `{topic}` in it.
 
-use std::fmt::Write;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::message::Message;
 
@@ -81,14 +81,8 @@ impl Part {
 
 /// RFC 3986: unreserved characters stay.
 fn encode(value: &str, into: &mut String) {
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            into.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(into, "%{byte:02X}");
-        }
-    }
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    into.extend(utf8_percent_encode(value, ENCODED));
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tidegate_coap::uri::Query;
 
 use super::answer::format_of;
@@ -71,16 +72,25 @@ fn describe(message: &Message, attributes: &mut String) {
 
 /// A topic as a URI reference: what RFC 3986 does not allow in a path segment is percent-encoded.
 fn reference(topic: &str) -> String {
-    let mut path = String::with_capacity(topic.len() + 4);
-    path.push_str("/ps/");
-    for byte in topic.bytes() {
-        if byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+;=:@".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            let _ = write!(path, "%{byte:02X}");
-        }
-    }
-    path
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'/')
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~')
+        .remove(b'!')
+        .remove(b'$')
+        .remove(b'&')
+        .remove(b'\'')
+        .remove(b'(')
+        .remove(b')')
+        .remove(b'*')
+        .remove(b'+')
+        .remove(b';')
+        .remove(b'=')
+        .remove(b':')
+        .remove(b'@');
+    format!("/ps/{}", utf8_percent_encode(topic, ENCODED))
 }
 
 fn push(links: &mut String, filter: &Wanted<'_>, path: &str, attributes: &str) {

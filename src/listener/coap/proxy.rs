@@ -18,6 +18,7 @@ use std::hash::{Hash, Hasher};
 use bytes::Bytes;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use http::{Method, StatusCode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tidegate_coap::option::number;
 use tidegate_coap::{Code, Request, content};
 
@@ -60,33 +61,42 @@ pub fn target(request: &Request<'_>) -> String {
     }
     for segment in request.path.segments() {
         target.push('/');
-        encode(segment, b"-._~!$'()*+,;=:@&", &mut target);
+        target.extend(utf8_percent_encode(segment, IN_PATH));
     }
     let mut separator = '?';
     for (name, value) in request.query().pairs().filter(|(name, _)| *name != "t") {
         target.push(separator);
         separator = '&';
-        encode(name, b"-._~!$'()*,;:@/?", &mut target);
+        target.extend(utf8_percent_encode(name, IN_NAME));
         if !value.is_empty() {
             target.push('=');
-            encode(value, b"-._~!$'()*,;:@/?=", &mut target);
+            target.extend(utf8_percent_encode(value, IN_VALUE));
         }
     }
     target
 }
 
-/// RFC 3986 section 2.1.
-fn encode(text: &str, kept: &[u8], into: &mut String) {
-    use std::fmt::Write as _;
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
-            into.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(into, "%{byte:02X}");
-        }
-    }
-}
+/// What is percent-encoded in a path segment (RFC 3986 section 3.3), and in the name and the value of a query parameter (section 3.4).
+const IN_PATH: &AsciiSet = &IN_VALUE.remove(b'+').remove(b'&').add(b'/').add(b'?');
+const IN_NAME: &AsciiSet = &IN_VALUE.add(b'=');
+const IN_VALUE: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b',')
+    .remove(b';')
+    .remove(b':')
+    .remove(b'@')
+    .remove(b'/')
+    .remove(b'?')
+    .remove(b'=');
 
 /// RFC 8768: counts this hop. A request that may make no more is answered 5.08; 0 is no count of hops.
 ///
