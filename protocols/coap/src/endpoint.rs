@@ -466,7 +466,7 @@ impl Endpoint {
                 Taken::Answered => return Received::Nothing,
             }
         } else if let Some(block) = later_block
-            && (contents.code != Code::GET || self.bodies.kept(peer_key, asked.body_key).is_some())
+            && (asked.keep || self.bodies.kept(peer_key, asked.body_key).is_some())
         {
             self.respond_kept(now, &asked, block);
             return Received::Nothing;

@@ -41,6 +41,13 @@ pub struct Asked {
     known_tags: Vec<[u8; 8]>,
 }
 
+impl Asked {
+    pub fn of(request: &Request<'_>) -> Self {
+        let known_tags = request.contents.all(number::ETAG).filter_map(|tag| tag.try_into().ok()).collect();
+        Asked { code: request.code(), known_tags }
+    }
+}
+
 /// The method under which routes and policy know a CoAP method.
 pub fn method(code: Code) -> Option<(Method, Action)> {
     Some(match code {
@@ -135,14 +142,13 @@ pub fn to_http(request: &Request<'_>, target: &str) -> Result<Mapped, Answer> {
         }
         headers.insert(IF_MATCH, HeaderValue::from_static("*"));
     }
-    let known_tags = request.contents.all(number::ETAG).filter_map(|tag| tag.try_into().ok()).collect();
     let body = Bytes::copy_from_slice(&request.payload);
     let mut mapped = http::Request::new(body);
     *mapped.method_mut() = method;
     *mapped.uri_mut() = target.parse().map_err(|_| Answer::new(Code::BAD_REQUEST))?;
     *mapped.headers_mut() = headers;
     let host = request.contents.uri_host().map(str::to_owned);
-    Ok(Mapped { request: mapped, host, asked: Asked { code: request.code(), known_tags } })
+    Ok(Mapped { request: mapped, host, asked: Asked::of(request) })
 }
 
 /// What came back, as CoAP.

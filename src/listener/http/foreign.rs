@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response, Version};
@@ -11,7 +11,6 @@ use http_body_util::{BodyExt, Full};
 use super::Context;
 use super::headers::{self, Passing};
 use super::relay::balancing_key;
-use super::stream::Slot;
 use crate::gateway::{ProxyBody, RouteAuth, UpstreamFault};
 use crate::listener::{Relay, RelayFault, Relayed};
 use crate::message::Reject;
@@ -29,10 +28,8 @@ async fn relay(context: &Context, relayed: Relayed) -> Result<Response<Bytes>, R
     if relayed.host.as_ref().is_some_and(|host| !headers::is_authority(host.as_bytes())) {
         return Err(RelayFault::Reject(Reject::Malformed { what: "a host that programs read differently" }));
     }
-    let requests_max = context.gateway.limits().requests_in_flight_max;
-    let retry = Duration::from_secs(1);
-    let _slot = Slot::take(&context.shared.in_flight, "requests_in_flight_max", requests_max, retry)
-        .map_err(RelayFault::Reject)?;
+    let requests_max = context.gateway.with_rules(|rules| rules.limits.requests_in_flight_max);
+    let _slot = context.shared.request_slot(requests_max).map_err(RelayFault::Reject)?;
     let Relayed { route, request, peer, is_tls, host, device, mut kept, answer_bytes_max } = relayed;
     let (mut parts, body) = request.into_parts();
     let request_id = context.shared.next_request_id();

@@ -54,6 +54,7 @@ use body::Body;
 use call::{Call, Prefix};
 use problem::Refused;
 use seats::Seats;
+use stream::Slot;
 use strict::Strict;
 use upgrade::{Upgrade, Wire};
 
@@ -99,6 +100,14 @@ impl Shared {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^= z >> 31;
         HeaderValue::try_from(format!("{z:016x}")).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    }
+
+    /// One of the proxied requests that may be under way at once.
+    ///
+    /// # Errors
+    /// [`Reject::Full`].
+    fn request_slot(&self, requests_max: u32) -> Result<Slot, Reject> {
+        Slot::take(&self.in_flight, "requests_in_flight_max", requests_max, Duration::from_secs(1))
     }
 
     fn next_name(&self) -> u64 {

@@ -9,7 +9,7 @@
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
@@ -21,7 +21,7 @@ use hyper::upgrade::OnUpgrade;
 use super::body::Body;
 use super::headers::{self, Passing};
 use super::problem::Refused;
-use super::stream::{Download, Held, Slot, Upload, Verdict};
+use super::stream::{Download, Held, Upload, Verdict};
 use super::upgrade::{self, Tunnel};
 use super::{Connection, Facts, identify, millis};
 use crate::gateway::{BodySize, Kept, ProxyBody, Route, RouteAuth, ServedBy, UpstreamFault, Visit, canonical_path};
@@ -97,12 +97,7 @@ impl Connection {
                 return Ok(response);
             }
         };
-        let slot = Slot::take(
-            &self.shared.in_flight,
-            "requests_in_flight_max",
-            self.limits.requests_in_flight_max,
-            Duration::from_secs(1),
-        )?;
+        let slot = self.shared.request_slot(self.limits.requests_in_flight_max)?;
         let held = Held::new(slot, self.activity.begin());
         let limit =
             by_rule.filter(|by_rule| *by_rule < bytes_max).map_or((BODY_LIMIT, bytes_max), |max| ("bytes_max", max));

@@ -9,7 +9,7 @@ use super::{Moment, Reply, Service};
 use crate::gateway::{BodySize, Kept, Route, RouteAuth, Visit, canonical_path};
 use crate::listener::Relayed;
 use crate::listener::coap::answer::Answer;
-use crate::listener::coap::proxy::{self, Mapped};
+use crate::listener::coap::proxy::{self, Asked, Mapped};
 use crate::message::{Action, Device, Reject};
 use crate::telemetry::meters;
 
@@ -36,8 +36,13 @@ impl Service {
         };
         let route = self.gateway.with_rules(|rules| rules.routes.find(&visit, &canonical).cloned())?;
         let kept = Kept::of(&visit);
-        let early = route.steps.iter().find_map(|step| step.before_admission(&visit));
         let refused = |(reject, known): (Reject, bool)| Reply::Now(Answer::refusal(&reject, known));
+        if let Some(answer) = route.steps.iter().find_map(|step| step.before_admission(&visit)) {
+            return Some(match self.gateway.admit_address(request.peer.ip(), now.at) {
+                Ok(()) => Reply::Now(proxy::from_http(&Asked::of(request), Ok(answer), false)),
+                Err(reject) => refused((reject, false)),
+            });
+        }
         let device = match self.admit_proxied(now, request, &route, action, &visit) {
             Ok(device) => device,
             Err(refusal) => return Some(refused(refusal)),
@@ -48,9 +53,6 @@ impl Service {
             Err(answer) => return Some(Reply::Now(answer)),
         };
         let Mapped { request: mapped, host, asked } = mapped;
-        if let Some(early) = early {
-            return Some(Reply::Now(proxy::from_http(&asked, Ok(early), known)));
-        }
         let relayed = Relayed {
             route,
             request: mapped,
