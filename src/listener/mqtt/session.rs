@@ -658,7 +658,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Session<IO> {
         let waits = |stage| matches!(stage, Stage::Puback | Stage::Pubrec);
         let sent = state.in_flight().filter(|(_, stage, ..)| waits(*stage)).map(|(id, ..)| id.get());
         let Some(expiry) = expiry else {
-            client.outbox.park_sent(sent);
+            // Others have no queue that has to know what was begun.
+            if client.is_persistent() {
+                client.outbox.park_sent(sent);
+            }
             gateway.close(client, None, now);
             // [MQTT-4.8.2-5]: what was begun at QoS 2 is nobody else's.
             let unanswered = state.in_flight().filter(|(_, stage, ..)| *stage == Stage::Puback);
