@@ -34,13 +34,50 @@ fn every_test_that_the_mqtt_list_names_exists() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// The names of all functions below `folder` that follow a test attribute.
+/// A test stands there as `FILE::NAME`, with the name of its file, or one of two that the list explains.
+#[test]
+fn every_test_that_the_coap_list_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = fs::read_to_string(root.join("docs/conformance/coap.md")).unwrap();
+    let (mut faults, mut named) = (Vec::new(), 0);
+    let mut by_file = std::collections::BTreeMap::new();
+    for name in list.split('`').skip(1).step_by(2) {
+        let Some((file, test)) = name.split_once("::").filter(|(f, _)| !f.contains('/') && *f != "FILE") else {
+            continue;
+        };
+        named += 1;
+        let stem = match file {
+            "stream" => "tcp",
+            "interop" => "interop_coap",
+            file => file,
+        };
+        let known = by_file.entry(stem.to_owned()).or_insert_with(|| {
+            let mut known = BTreeSet::new();
+            for folder in ["src/listener/coap", "src/identity", "tests", "protocols/coap", "protocols/auth"] {
+                collect_of(&root.join(folder), Some(stem), &mut known);
+            }
+            known
+        });
+        if !known.contains(test) {
+            faults.push(format!("no test {name}"));
+        }
+    }
+    assert!(named > 100, "only {named} names were read");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The names of all functions below `folder`.
 fn collect(folder: &Path, known: &mut BTreeSet<String>) {
+    collect_of(folder, None, known);
+}
+
+/// The same, of the files of one name.
+fn collect_of(folder: &Path, stem: Option<&str>, known: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let path = entry.path();
         if path.is_dir() {
-            collect(&path, known);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+            collect_of(&path, stem, known);
+        } else if path.extension().is_some_and(|e| e == "rs") && stem.is_none_or(|s| path.file_stem().unwrap() == s) {
             let text = fs::read_to_string(&path).unwrap();
             let functions = text.lines().filter_map(|line| {
                 let line = line.trim_start();

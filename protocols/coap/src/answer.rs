@@ -1,6 +1,8 @@
 //! How a request is answered: sliced, limited, in an acknowledgement or in a message of its own, and remembered.
 
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::block::Block;
@@ -8,36 +10,64 @@ use crate::build::Builder;
 use crate::code::Code;
 use crate::endpoint::Endpoint;
 use crate::exchange::State;
-use crate::message::{Kind, TOKEN_BYTES_MAX};
+use crate::message::Kind;
 use crate::outgoing::Purpose;
 use crate::peer::{self, PeerKey};
 use crate::response::{self, Added, Response};
 use crate::slots::Slot;
 
-/// A token, kept.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub(crate) struct Token {
-    bytes: [u8; TOKEN_BYTES_MAX],
-    length: u8,
+/// A token, kept: in place up to 22 bytes, which costs no more room than the pointer to a longer one.
+#[derive(Clone, Debug)]
+pub(crate) enum Token {
+    Short { length: u8, bytes: [u8; Token::SHORT_BYTES_MAX] },
+    Long(Arc<[u8]>),
 }
 
 impl Token {
+    const SHORT_BYTES_MAX: usize = 22;
+
     pub fn new(token: &[u8]) -> Self {
-        let mut bytes = [0; TOKEN_BYTES_MAX];
-        let length = token.len().min(TOKEN_BYTES_MAX);
-        for (to, from) in bytes.iter_mut().zip(token) {
-            *to = *from;
+        let mut bytes = [0; Token::SHORT_BYTES_MAX];
+        match bytes.get_mut(..token.len()) {
+            Some(room) => {
+                room.copy_from_slice(token);
+                Token::Short { length: token.len() as u8, bytes }
+            }
+            None => Token::Long(token.into()),
         }
-        Token { bytes, length: length as u8 }
     }
 
     pub fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
+        match self {
+            Token::Short { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Token::Long(bytes) => bytes,
+        }
+    }
+}
+
+/// No token, of messages that answer nothing.
+impl Default for Token {
+    fn default() -> Self {
+        Token::new(&[])
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for Token {}
+
+impl Hash for Token {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_slice().hash(state);
     }
 }
 
 /// What must be known of a request to answer it later.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub peer: SocketAddr,
     pub message_id: u16,
@@ -226,7 +256,7 @@ pub(crate) fn slice<'r>(
 }
 
 fn without_blocks(asked: &Asked) -> Asked {
-    Asked { block1: None, block2: None, ..*asked }
+    Asked { block1: None, block2: None, ..asked.clone() }
 }
 
 /// Bytes of an answer that anybody gets (RFC 9175 section 2.4, item 3).

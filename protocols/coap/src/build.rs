@@ -1,7 +1,7 @@
 //! Writes a message to the end of a caller's buffer: the mirror of [`crate::message`].
 
 use crate::code::Code;
-use crate::message::{Kind, PAYLOAD_MARKER, TOKEN_BYTES_MAX};
+use crate::message::{Kind, PAYLOAD_MARKER};
 
 /// Appends one message. Options must come in ascending order of their numbers, which the callers in this crate fix in their code.
 #[derive(Debug)]
@@ -11,12 +11,15 @@ pub struct Builder<'b> {
 }
 
 impl<'b> Builder<'b> {
-    /// Begins a datagram. A token beyond 8 bytes is cut, which cannot happen to one that came out of a parsed message.
+    /// Begins a datagram. A token has at most 65804 bytes, as every one has that came out of a parsed message.
     pub fn datagram(out: &'b mut Vec<u8>, kind: Kind, code: Code, message_id: u16, token: &[u8]) -> Self {
-        let token = token.get(..TOKEN_BYTES_MAX).unwrap_or(token);
-        out.push(0x40 | (kind as u8) << 4 | token.len() as u8);
-        out.push(code.0);
-        out.extend_from_slice(&message_id.to_be_bytes());
+        let at = out.len();
+        let [id_high, id_low] = message_id.to_be_bytes();
+        out.extend_from_slice(&[0x40 | (kind as u8) << 4, code.0, id_high, id_low]);
+        let length = extend(out, token.len());
+        if let Some(head) = out.get_mut(at) {
+            *head |= length;
+        }
         out.extend_from_slice(token);
         Builder { out, number: 0 }
     }
@@ -65,8 +68,8 @@ impl<'b> Builder<'b> {
     }
 }
 
-/// The nibble of a delta or length, after writing its extension. Values above 65804 cannot be written; the largest stands for them.
-fn extend(out: &mut Vec<u8>, value: usize) -> u8 {
+/// The nibble of a delta or length (of an option, or by RFC 8974 of a token), after writing its extension. Values above 65804 cannot be written; the largest stands for them.
+pub(crate) fn extend(out: &mut Vec<u8>, value: usize) -> u8 {
     debug_assert!(value <= 269 + 65535, "options are at most 65804 bytes");
     match value {
         0..=12 => value as u8,

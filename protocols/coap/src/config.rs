@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::answer::Asked;
 use crate::exchange::Exchanges;
+use crate::message::TOKEN_BYTES_MAX;
 
 /// Limits and times. The defaults of the times are RFC 7252 section 4.8.
 #[derive(Clone, Debug)]
@@ -90,9 +91,9 @@ impl Config {
     /// Upper bound of what the endpoint keeps because of peers, from the limits alone: tables at their full size, with the slack of growing vectors.
     pub fn memory_bytes_max(&self) -> usize {
         let exchanges = self.exchanges_max * Exchanges::ENTRY_BYTES + self.exchange_bytes_max;
-        let requests = self.requests_max * (size_of::<Asked>() + 32);
-        let outgoing = self.outgoing_max * (self.block_bytes_max + 512);
-        let observers = self.observers_max * 512 + self.observe_bytes_max;
+        let requests = self.requests_max * (size_of::<Asked>() + 32 + TOKEN_BYTES_MAX);
+        let outgoing = self.outgoing_max * (self.block_bytes_max + 512 + TOKEN_BYTES_MAX);
+        let observers = self.observers_max * (512 + TOKEN_BYTES_MAX) + self.observe_bytes_max;
         let peers = self.peers_max * 128;
         2 * (exchanges + requests + outgoing + observers + peers) + 2 * self.blockwise_bytes_max
     }

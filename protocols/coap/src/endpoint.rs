@@ -19,7 +19,7 @@ use crate::build::Builder;
 use crate::code::Code;
 pub use crate::config::{Config, Counters};
 use crate::exchange::{ExchangeKey, Exchanges, Seen, State};
-use crate::message::{Contents, Kind, MessageView};
+use crate::message::{Contents, Kind, MessageView, TOKEN_BYTES_MAX};
 pub use crate::observe::{Delivery, Notification, NotifyError, ObserverId};
 use crate::observe::{Observers, Registration};
 use crate::outgoing::{Batch, Due, Outgoing, Purpose};
@@ -179,6 +179,10 @@ impl Endpoint {
         let code = view.contents.code;
         match view.kind {
             Kind::Confirmable | Kind::NonConfirmable if code.is_request() => {
+                if view.contents.token.len() > TOKEN_BYTES_MAX {
+                    self.refuse_token(peer, &view);
+                    return Received::Nothing;
+                }
                 return self.handle_request(now, peer, view, datagram);
             }
             // An empty CON asks whether anybody is there (section 4.3); a confirmable response is one we did not ask for.
@@ -253,12 +257,13 @@ impl Endpoint {
             return Ok(None);
         }
         let peer = PeerKey::new(asked.peer);
-        let old = self.observers.find(peer, asked.token);
+        let old = self.observers.find(peer, &asked.token);
         let sequence = old.map_or(1, |old| self.observers.sequence_after(old));
         if let Some(old) = old {
             self.remove_observer(now, old, GoneReason::Replaced);
         }
-        let registration = Registration { peer: asked.peer, token: asked.token, exponent: self.exponent_of(&asked) };
+        let registration =
+            Registration { peer: asked.peer, token: asked.token.clone(), exponent: self.exponent_of(&asked) };
         let refresh_at = now + self.config.observe_confirm_after;
         let room = self.observers.of_peer(peer) < self.config.observers_peer_max;
         let observer = if room { self.observers.register(now, registration, sequence, refresh_at) } else { None };
@@ -444,7 +449,7 @@ impl Endpoint {
             }
         }
         if inspected.observe == Some(Observe::Deregister)
-            && let Some(observer) = self.observers.find(peer_key, asked.token)
+            && let Some(observer) = self.observers.find(peer_key, &asked.token)
         {
             self.remove_observer(now, observer, GoneReason::Deregistered);
         }
@@ -471,12 +476,13 @@ impl Endpoint {
             self.respond_kept(now, &asked, block);
             return Received::Nothing;
         }
-        let confirmable = asked.confirmable;
-        let Some(slot) = self.requests.insert(asked) else {
+        if self.requests.is_full() {
             self.counters.requests_full += 1;
             self.finish(now, &asked, &Response::new(Code::SERVICE_UNAVAILABLE).max_age(FULL_RETRY_S), None);
             return Received::Nothing;
-        };
+        }
+        let (peer, confirmable) = (asked.peer, asked.confirmable);
+        let Some(slot) = self.requests.insert(asked) else { return Received::Nothing };
         if confirmable {
             // Answers out of order leave stale entries; swept before they outnumber the requests that can be open.
             if self.separate.len() > 2 * self.config.requests_max {
@@ -487,7 +493,7 @@ impl Endpoint {
         }
         let request = Request {
             handle: Handle(slot),
-            peer: asked.peer,
+            peer,
             confirmable,
             contents,
             path: inspected.path,
@@ -498,6 +504,18 @@ impl Endpoint {
             true => Received::Upload(request),
             false => Received::Request(request),
         }
+    }
+
+    /// RFC 8974 section 2.2.2: what can never be handled is answered 4.00 with its token, so that the client learns that extended tokens as such are
+    /// understood. Nothing is remembered: a duplicate is answered the same. No answer is longer than its question.
+    fn refuse_token(&mut self, peer: SocketAddr, view: &MessageView<'_>) {
+        self.counters.refused += 1;
+        let (kind, message_id) = match view.kind {
+            Kind::Confirmable => (Kind::Acknowledgement, view.message_id),
+            _ => (Kind::NonConfirmable, self.message_ids.next(&self.secret, PeerKey::new(peer))),
+        };
+        Builder::datagram(self.batch.open(), kind, Code::BAD_REQUEST, message_id, view.contents.token).payload(&[]);
+        self.batch.close(peer);
     }
 
     /// Block1 (RFC 7959 section 2.5).

@@ -44,7 +44,7 @@ pub struct MessageView<'d> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contents<'d> {
     pub code: Code,
-    /// 0 to 8 bytes.
+    /// 0 to 8 bytes, and by RFC 8974 up to 65804.
     pub token: &'d [u8],
     /// Encoded options, already checked: [`Contents::options`] walks them.
     options: &'d [u8],
@@ -55,7 +55,7 @@ impl<'d> MessageView<'d> {
     /// Checks and borrows one datagram.
     ///
     /// # Errors
-    /// Everything that RFC 7252 calls a message format error: another version, a token length above 8, a reserved class, an empty message with
+    /// Everything that RFC 7252 calls a message format error: another version, the reserved token length 15, a reserved class, an empty message with
     /// anything behind its header, the reserved option nibble 15, an option beyond the end, an option number above 65535, a payload marker without a
     /// payload, and types that cannot carry the code (section 4.2 and 4.3, table 1).
     pub fn parse(datagram: &'d [u8]) -> Result<Self, FormatError> {
@@ -75,7 +75,7 @@ impl<'d> MessageView<'d> {
             _ => Kind::Reset,
         };
         let reset = (kind == Kind::Confirmable).then_some(message_id);
-        let token_bytes = usize::from(first & 15);
+        let token_length = first & 15;
         let fits = match kind {
             Kind::Confirmable => code == Code::EMPTY || code.is_request() || code.is_response(),
             Kind::NonConfirmable => code.is_request() || code.is_response(),
@@ -85,21 +85,20 @@ impl<'d> MessageView<'d> {
         if !fits {
             return Err(FormatError { what: "code does not fit the type", reset });
         }
-        if code == Code::EMPTY && (token_bytes != 0 || !rest.is_empty()) {
+        if code == Code::EMPTY && (token_length != 0 || !rest.is_empty()) {
             return Err(FormatError { what: "empty message with content", reset });
         }
-        let contents = Contents::parse(code, token_bytes, rest).map_err(|what| FormatError { what, reset })?;
+        let contents = Contents::parse(code, token_length, rest).map_err(|what| FormatError { what, reset })?;
         Ok(MessageView { kind, message_id, contents })
     }
 }
 
 impl<'d> Contents<'d> {
-    /// Checks token, options and payload: what follows the fixed header in every transport.
-    pub(crate) fn parse(code: Code, token_bytes: usize, rest: &'d [u8]) -> Result<Self, &'static str> {
-        if token_bytes > TOKEN_BYTES_MAX {
-            return Err("token longer than 8 bytes");
-        }
-        let (token, body) = rest.split_at_checked(token_bytes).ok_or("token beyond the end")?;
+    /// Checks token, options and payload: what follows the fixed header in every transport. `token_length` is the header's nibble, which
+    /// RFC 8974 section 2.1 extends as those of options are.
+    pub(crate) fn parse(code: Code, token_length: u8, rest: &'d [u8]) -> Result<Self, &'static str> {
+        let (token_bytes, rest) = extended(token_length, rest)?;
+        let (token, body) = rest.split_at_checked(token_bytes as usize).ok_or("token beyond the end")?;
         let mut left = body;
         let mut option_number = 0u32;
         while let Some((&head, tail)) = left.split_first() {
@@ -190,24 +189,25 @@ impl<'d> Iterator for Options<'d> {
     }
 }
 
-/// A delta or length nibble with its extension (section 3.1). At most 65804, so that a sum of two fits `u32`.
+/// A delta or length nibble with its extension (section 3.1; RFC 8974 section 2.1 for tokens). At most 65804, so that a sum of two fits `u32`.
 #[inline]
 fn extended(nibble: u8, tail: &[u8]) -> Result<(u32, &[u8]), &'static str> {
     match nibble {
         0..=12 => Ok((u32::from(nibble), tail)),
         13 => match tail {
             [a, tail @ ..] => Ok((13 + u32::from(*a), tail)),
-            [] => Err("option header beyond the end"),
+            [] => Err("extended length beyond the end"),
         },
         14 => match tail {
             [a, b, tail @ ..] => Ok((269 + u32::from(u16::from_be_bytes([*a, *b])), tail)),
-            _ => Err("option header beyond the end"),
+            _ => Err("extended length beyond the end"),
         },
-        _ => Err("reserved option nibble"),
+        _ => Err("reserved nibble"),
     }
 }
 
-pub(crate) const TOKEN_BYTES_MAX: usize = 8;
+/// The longest token of a request that is handled; one with a longer token is answered 4.00 (RFC 8974 section 2.2.2).
+pub const TOKEN_BYTES_MAX: usize = 256;
 pub(crate) const PAYLOAD_MARKER: u8 = 0xff;
 
 #[cfg(test)]
@@ -243,13 +243,38 @@ mod tests {
     }
 
     #[test]
+    fn tokens_of_every_length_class_of_rfc_8974_read_back() {
+        let classes: [(&[u8], usize); 5] = [
+            (b"\x4c\x01\0\0", 12),
+            (b"\x4d\x01\0\0\0", 13),
+            (b"\x4d\x01\0\0\xff", 268),
+            (b"\x4e\x01\0\0\0\0", 269),
+            (b"\x4e\x01\0\0\xff\xff", 65_804),
+        ];
+        for (header, length) in classes {
+            let token = vec![7; length];
+            let datagram = [header, &token, b"\xb1x"].concat();
+            let view = MessageView::parse(&datagram).unwrap();
+            assert_eq!((view.contents.token, view.contents.first(number::URI_PATH)), (&token[..], Some(&b"x"[..])));
+            let mut built = Vec::new();
+            crate::Builder::datagram(&mut built, Kind::Confirmable, Code::GET, 0, &token)
+                .option(number::URI_PATH, b"x")
+                .payload(&[]);
+            assert_eq!(built, datagram, "{length}");
+        }
+    }
+
+    #[test]
     fn format_errors_are_refused_and_say_whether_a_reset_is_due() {
         let cases: &[(&[u8], Option<u16>)] = &[
             (b"", None),
             (b"\x40\x01\x12", None),
             (b"\x00\x01\x12\x34", None),
             (b"\x80\x01\x12\x34", None),
-            (b"\x49\x01\x12\x34123456789", Some(0x1234)),
+            (b"\x49\x01\x12\x3412345678", Some(0x1234)),
+            (b"\x4d\x01\x12\x34", Some(0x1234)),
+            (b"\x4e\x01\x12\x34\0", Some(0x1234)),
+            (b"\x4e\x01\x12\x34\xff\xff1", Some(0x1234)),
             (b"\x4f\x01\x12\x34123456789012345", Some(0x1234)),
             (b"\x42\x01\x12\x34\x01", Some(0x1234)),
             (b"\x40\x00\x12\x34\x00", Some(0x1234)),

@@ -85,7 +85,7 @@ pub enum NotifyError {
     Full,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Registration {
     pub peer: SocketAddr,
     pub token: Token,
@@ -149,6 +149,7 @@ impl Observers {
         refresh_at: Instant,
     ) -> Option<ObserverId> {
         let peer = PeerKey::new(of.peer);
+        let token = of.token.clone();
         let observer = Observer {
             of,
             sequence,
@@ -163,7 +164,7 @@ impl Observers {
             refresh_at,
         };
         let id = ObserverId(self.rows.insert(observer)?);
-        self.by_token.insert((peer, of.token), id);
+        self.by_token.insert((peer, token), id);
         *self.of_peer.entry(peer).or_default() += 1;
         self.refresh.insert((refresh_at, id));
         Some(id)
@@ -179,8 +180,8 @@ impl Observers {
         self.rows.get(id.0).map_or(1, |observer| next_sequence(observer.sequence))
     }
 
-    pub fn find(&self, peer: PeerKey, token: Token) -> Option<ObserverId> {
-        self.by_token.get(&(peer, token)).copied()
+    pub fn find(&self, peer: PeerKey, token: &Token) -> Option<ObserverId> {
+        self.by_token.get(&(peer, token.clone())).copied()
     }
 
     /// The observer that got the NON with this message id.
@@ -195,7 +196,7 @@ impl Observers {
     fn remove(&mut self, id: ObserverId) -> Option<Observer> {
         let observer = self.rows.remove(id.0)?;
         let peer = PeerKey::new(observer.of.peer);
-        self.by_token.remove(&(peer, observer.of.token));
+        self.by_token.remove(&(peer, observer.of.token.clone()));
         self.refresh.remove(&(observer.refresh_at, id));
         for key in &observer.recent {
             self.by_message.remove(key);
@@ -297,7 +298,7 @@ impl Endpoint {
         let confirm = (ticket.is_some() || due || ends) && !self.outgoing.is_full();
         observer.unconfirmed = observer.unconfirmed.saturating_add(1);
         observer.sequence = next_sequence(observer.sequence);
-        let (of, sequence) = (observer.of, observer.sequence);
+        let (of, sequence) = (observer.of.clone(), observer.sequence);
         let kind = if confirm { Kind::Confirmable } else { Kind::NonConfirmable };
         let key = self.write_notification(&of, sequence, kind, &notification);
         self.counters.notifications += 1;
@@ -402,7 +403,7 @@ impl Endpoint {
                 return self.send_notification(now, id, newer);
             }
             observer.sequence = next_sequence(observer.sequence);
-            let (of, sequence) = (observer.of, observer.sequence);
+            let (of, sequence) = (observer.of.clone(), observer.sequence);
             let key = self.write_notification(&of, sequence, Kind::Confirmable, &newer);
             let bytes = self.batch.close(of.peer);
             self.outgoing.replace(slot, key, bytes);

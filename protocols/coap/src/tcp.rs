@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use crate::answer::{Token, slice};
 use crate::block::Block;
-use crate::build::Builder;
+use crate::build::{Builder, extend};
 use crate::code::Code;
 use crate::endpoint::{Delivery, Event, Gone, GoneReason, Handle, Notification, NotifyError, ObserverId};
 use crate::message::{Contents, TOKEN_BYTES_MAX};
@@ -64,7 +64,7 @@ pub enum Received<'d> {
     Closing,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     token: Token,
     code: Code,
@@ -73,7 +73,7 @@ struct Asked {
     block2: Option<Block>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Observer {
     token: Token,
     sequence: u32,
@@ -114,7 +114,8 @@ impl Connection {
             config,
         };
         let size = u32::try_from(connection.config.message_bytes_max).unwrap_or(u32::MAX);
-        connection.signal(Code::CSM, Token::default(), Some((CSM_MAX_MESSAGE_SIZE, size)), &[]);
+        let abilities = [(CSM_MAX_MESSAGE_SIZE, size), (CSM_EXTENDED_TOKEN_LENGTH, TOKEN_BYTES_MAX as u32)];
+        connection.signal(Code::CSM, &[], &abilities, &[]);
         connection
     }
 
@@ -124,15 +125,15 @@ impl Connection {
     /// What RFC 8323 calls a reason to abort; nothing more may be given in.
     pub fn handle_input<'d>(&mut self, input: &'d [u8]) -> Result<Option<(usize, Received<'d>)>, Aborted> {
         let Some(frame) = Frame::parse(input) else { return Ok(None) };
-        if frame.token_bytes > TOKEN_BYTES_MAX {
-            return Err(self.abort("token longer than 8 bytes", None));
+        if frame.token_length == TOKEN_LENGTH_RESERVED {
+            return Err(self.abort("reserved token length", None));
         }
         if frame.bytes > self.config.message_bytes_max as u64 {
             return Err(self.abort("message larger than Max-Message-Size", None));
         }
         let Some((message, _)) = input.split_at_checked(frame.bytes as usize) else { return Ok(None) };
         let rest = message.get(frame.header_bytes..).unwrap_or_default();
-        let contents = match Contents::parse(frame.code, frame.token_bytes, rest) {
+        let contents = match Contents::parse(frame.code, frame.token_length, rest) {
             Ok(contents) => contents,
             Err(what) => return Err(self.abort(what, None)),
         };
@@ -208,9 +209,9 @@ impl Connection {
             self.finish(&asked, response, None);
             return Ok(None);
         }
-        self.drop_observer(asked.token, GoneReason::Replaced);
+        self.drop_observer(&asked.token, GoneReason::Replaced);
         let observer =
-            self.observers.insert(Observer { token: asked.token, sequence: 1, stale: false }).map(ObserverId);
+            self.observers.insert(Observer { token: asked.token.clone(), sequence: 1, stale: false }).map(ObserverId);
         self.finish(&asked, response, observer.map(|_| 1));
         Ok(observer)
     }
@@ -233,7 +234,7 @@ impl Connection {
             };
         }
         observer.sequence = (observer.sequence + 1) & 0xff_ffff;
-        let (token, sequence) = (observer.token, observer.sequence);
+        let (token, sequence) = (observer.token.clone(), observer.sequence);
         let location: Vec<&str> = notification.location.iter().flat_map(|path| path.split('/')).collect();
         let response = Response {
             max_age: notification.max_age,
@@ -259,15 +260,20 @@ impl Connection {
 
     /// Asks whether the peer is there; it answers with a Pong, which counts as input.
     pub fn ping(&mut self) {
-        self.signal(Code::PING, Token::default(), None, &[]);
+        self.signal(Code::PING, &[], &[], &[]);
     }
 
     /// Says that no further requests will be served (section 5.5), for a drain.
     pub fn release(&mut self) {
-        self.signal(Code::RELEASE, Token::default(), None, &[]);
+        self.signal(Code::RELEASE, &[], &[], &[]);
     }
 
     fn handle_request<'d>(&mut self, contents: Contents<'d>) -> Received<'d> {
+        // Longer than our CSM says: RFC 8974 section 2.2.2.
+        if contents.token.len() > TOKEN_BYTES_MAX {
+            write_frame(&mut self.out, Code::BAD_REQUEST, contents.token, &[]);
+            return Received::Nothing;
+        }
         let mut asked = Asked {
             token: Token::new(contents.token),
             code: contents.code,
@@ -301,12 +307,13 @@ impl Connection {
             return Received::Nothing;
         }
         if inspected.observe == Some(Observe::Deregister) {
-            self.drop_observer(asked.token, GoneReason::Deregistered);
+            self.drop_observer(&asked.token, GoneReason::Deregistered);
         }
-        let Some(slot) = self.requests.insert(asked) else {
+        if self.requests.is_full() {
             self.finish(&asked, &Response::new(Code::SERVICE_UNAVAILABLE).max_age(2), None);
             return Received::Nothing;
-        };
+        }
+        let Some(slot) = self.requests.insert(asked) else { return Received::Nothing };
         Received::Request(Request {
             handle: Handle(slot),
             peer: self.peer,
@@ -339,7 +346,7 @@ impl Connection {
                 Received::Nothing
             }
             Code::PING => {
-                self.signal(Code::PONG, Token::new(contents.token), None, &[]);
+                self.signal(Code::PONG, contents.token, &[], &[]);
                 Received::Nothing
             }
             Code::RELEASE | Code::ABORT => Received::Closing,
@@ -353,11 +360,12 @@ impl Connection {
             return;
         }
         // Whole where the peer takes it whole; otherwise in blocks of the largest size that fits, at its request.
-        let whole = response.payload.len() + OVERHEAD_BYTES <= self.peer_message_bytes_max;
+        let overhead_bytes = OVERHEAD_BYTES + asked.token.as_slice().len();
+        let whole = response.payload.len() + overhead_bytes <= self.peer_message_bytes_max;
         let sliced = match asked.block2 {
             None if whole => Ok((response.payload, None)),
             block2 => {
-                let fits = Block::exponent_for(self.peer_message_bytes_max.saturating_sub(OVERHEAD_BYTES));
+                let fits = Block::exponent_for(self.peer_message_bytes_max.saturating_sub(overhead_bytes));
                 slice(block2, block2.map_or(fits, |b| b.exponent.min(fits)), response)
             }
         };
@@ -381,24 +389,24 @@ impl Connection {
         write_frame(&mut self.out, response.code, asked.token.as_slice(), &self.scratch);
     }
 
-    fn signal(&mut self, code: Code, token: Token, option: Option<(u16, u32)>, text: &[u8]) {
+    fn signal(&mut self, code: Code, token: &[u8], options: &[(u16, u32)], text: &[u8]) {
         self.scratch.clear();
         let mut builder = Builder::body(&mut self.scratch);
-        if let Some((number, value)) = option {
-            builder = builder.uint(number, value);
+        for (number, value) in options {
+            builder = builder.uint(*number, *value);
         }
         builder.payload(text);
-        write_frame(&mut self.out, code, token.as_slice(), &self.scratch);
+        write_frame(&mut self.out, code, token, &self.scratch);
     }
 
     fn abort(&mut self, what: &'static str, bad_csm_option: Option<u16>) -> Aborted {
         let option = bad_csm_option.map(|number| (ABORT_BAD_CSM_OPTION, u32::from(number)));
-        self.signal(Code::ABORT, Token::default(), option, what.as_bytes());
+        self.signal(Code::ABORT, &[], option.as_slice(), what.as_bytes());
         Aborted { what }
     }
 
-    fn drop_observer(&mut self, token: Token, reason: GoneReason) {
-        let found = self.observers.iter().find(|(_, o)| o.token == token).map(|(slot, _)| slot);
+    fn drop_observer(&mut self, token: &Token, reason: GoneReason) {
+        let found = self.observers.iter().find(|(_, o)| o.token == *token).map(|(slot, _)| slot);
         if let Some(slot) = found {
             self.observers.remove(slot);
             self.events.push_back(Event::ObserverGone { observer: ObserverId(slot), reason });
@@ -410,18 +418,20 @@ impl Connection {
     }
 }
 
-/// The fixed part of a message (section 3.2), before anything is known of the rest.
+/// The part of a message (section 3.2) before its token, and how long all of it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Frame {
     code: Code,
-    token_bytes: usize,
+    /// The nibble of the first byte (RFC 8974 section 2.1).
+    token_length: u8,
+    /// Up to the code; the extension of the token's length and the token follow.
     header_bytes: usize,
     /// The whole message.
     bytes: u64,
 }
 
 impl Frame {
-    /// `None` until the header with its extended length is here.
+    /// `None` until the header with its extended lengths is here.
     fn parse(input: &[u8]) -> Option<Self> {
         let (&first, rest) = input.split_first()?;
         let (extension_bytes, length) = match first >> 4 {
@@ -430,36 +440,49 @@ impl Frame {
             15 => (4, 65_805 + u64::from(u32::from_be_bytes(*rest.first_chunk()?))),
             short => (0, u64::from(short)),
         };
-        let code = Code(*rest.get(extension_bytes)?);
-        let token_bytes = usize::from(first & 15);
+        let (&code, rest) = rest.get(extension_bytes..)?.split_first()?;
         let header_bytes = 2 + extension_bytes;
-        Some(Frame { code, token_bytes, header_bytes, bytes: (header_bytes + token_bytes) as u64 + length })
+        let token_length = first & 15;
+        let token_field = match token_length {
+            13 => 1 + 13 + u64::from(*rest.first()?),
+            14 => 2 + 269 + u64::from(u16::from_be_bytes(*rest.first_chunk()?)),
+            // The reserved length is refused before anything more is waited for.
+            TOKEN_LENGTH_RESERVED => 0,
+            short => u64::from(short),
+        };
+        Some(Frame { code: Code(code), token_length, header_bytes, bytes: header_bytes as u64 + token_field + length })
     }
 }
 
 /// `body` is options and payload with its marker.
 fn write_frame(out: &mut Vec<u8>, code: Code, token: &[u8], body: &[u8]) {
-    let token = token.get(..TOKEN_BYTES_MAX).unwrap_or(token);
     let length = body.len() as u64;
-    let low = token.len() as u8;
+    let at = out.len();
     match length {
-        0..=12 => out.push((length as u8) << 4 | low),
-        13..=268 => out.extend_from_slice(&[13 << 4 | low, (length - 13) as u8]),
+        0..=12 => out.push((length as u8) << 4),
+        13..=268 => out.extend_from_slice(&[13 << 4, (length - 13) as u8]),
         269..=65_804 => {
-            out.push(14 << 4 | low);
+            out.push(14 << 4);
             out.extend_from_slice(&((length - 269) as u16).to_be_bytes());
         }
         _ => {
-            out.push(15 << 4 | low);
+            out.push(15 << 4);
             out.extend_from_slice(&u32::try_from(length - 65_805).unwrap_or(u32::MAX).to_be_bytes());
         }
     }
     out.push(code.0);
+    let token_length = extend(out, token.len());
+    if let Some(head) = out.get_mut(at) {
+        *head |= token_length;
+    }
     out.extend_from_slice(token);
     out.extend_from_slice(body);
 }
 
+const TOKEN_LENGTH_RESERVED: u8 = 15;
 const CSM_MAX_MESSAGE_SIZE: u16 = 2;
+/// RFC 8974 section 2.2.1.
+const CSM_EXTENDED_TOKEN_LENGTH: u16 = 6;
 const ABORT_BAD_CSM_OPTION: u16 = 2;
 /// Max-Message-Size of a peer that has not said otherwise (section 5.3.1).
 const MESSAGE_BYTES_BASE: usize = 1152;
@@ -503,7 +526,7 @@ mod tests {
         let mut messages = Vec::new();
         while let Some(frame) = Frame::parse(left) {
             let (message, rest) = left.split_at(frame.bytes as usize);
-            let c = Contents::parse(frame.code, frame.token_bytes, &message[frame.header_bytes..]).unwrap();
+            let c = Contents::parse(frame.code, frame.token_length, &message[frame.header_bytes..]).unwrap();
             let options = c.options().map(|(n, v)| (n, v.to_vec())).collect();
             messages.push((c.code, c.token.to_vec(), options, c.payload.to_vec()));
             left = rest;
@@ -515,7 +538,7 @@ mod tests {
     #[test]
     fn our_first_message_is_a_csm_with_our_limit() {
         let connection = Connection::new(Config::default(), "192.0.2.1:1".parse().unwrap());
-        assert_eq!(connection.output(), b"\x40\xe1\x23\x04\x00\x00");
+        assert_eq!(connection.output(), b"\x70\xe1\x23\x04\x00\x00\x42\x01\x00", "256 KiB, tokens of 256 bytes");
     }
 
     #[test]
@@ -525,7 +548,7 @@ mod tests {
             let mut out = Vec::new();
             write_frame(&mut out, Code::POST, b"tok", &body);
             let parsed = Frame::parse(&out).unwrap();
-            assert_eq!((parsed.bytes, parsed.token_bytes), (out.len() as u64, 3), "{length}");
+            assert_eq!((parsed.bytes, parsed.token_length), (out.len() as u64, 3), "{length}");
             assert_eq!(parsed.bytes as usize, parsed.header_bytes + 3 + length);
         }
         let mut connection = greeted();
@@ -554,6 +577,27 @@ mod tests {
     }
 
     #[test]
+    fn long_tokens_come_back_and_one_that_is_too_long_is_answered_4_00() {
+        let mut connection = greeted();
+        for length in [9, 12, 13, 22, 23, TOKEN_BYTES_MAX] {
+            let token = vec![length as u8; length];
+            let get = frame(Code::GET, &token, &[(number::URI_PATH, b"x")], b"");
+            for end in 0..get.len() {
+                assert!(matches!(connection.handle_input(&get[..end]), Ok(None)), "{end}");
+            }
+            let Ok(Some((_, Received::Request(request)))) = connection.handle_input(&get) else { panic!() };
+            connection.respond(request.handle, &Response::new(Code::NOT_FOUND)).unwrap();
+            assert_eq!(sent(&mut connection), [(Code::NOT_FOUND, token, vec![], vec![])]);
+        }
+        for length in [TOKEN_BYTES_MAX + 1, 268, 269, 65_804] {
+            let token = vec![1; length];
+            let get = frame(Code::GET, &token, &[(number::URI_PATH, b"x")], b"");
+            assert!(matches!(connection.handle_input(&get), Ok(Some((_, Received::Nothing)))));
+            assert_eq!(sent(&mut connection), [(Code::BAD_REQUEST, token, vec![], vec![])]);
+        }
+    }
+
+    #[test]
     fn ping_is_answered_by_pong_and_release_closes() {
         let mut connection = greeted();
         assert!(connection.handle_input(&frame(Code::PING, b"p", &[(2, b"")], b"")).is_ok());
@@ -577,7 +621,7 @@ mod tests {
             "first message is not a CSM"
         );
         assert_eq!(sent(&mut fresh)[0].0, Code::ABORT);
-        assert!(greeted().handle_input(&[0x09, 1]).is_err(), "token of nine bytes");
+        assert!(greeted().handle_input(&[0x0f, 1]).is_err(), "reserved token length");
         assert!(greeted().handle_input(&[0xf0, 0xff, 0xff, 0xff, 0xff, 1]).is_err(), "4 GiB announced");
         assert!(greeted().handle_input(&frame(Code::GET, b"", &[], b"")[..1]).unwrap().is_none());
         assert!(greeted().handle_input(&[0x10, 1, 0xff]).is_err(), "marker without payload");

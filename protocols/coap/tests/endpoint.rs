@@ -298,6 +298,44 @@ fn a_non_is_answered_by_a_non_and_its_duplicate_is_ignored() {
 }
 
 #[test]
+fn long_tokens_come_back_and_one_that_is_too_long_is_answered_4_00_with_it() {
+    let mut bench = Bench::new(Config::default());
+    for length in [9, 12, 13, 22, 23, 256] {
+        let token = vec![7; length];
+        let get = request(Kind::Confirmable, Code::GET, 9 + length as u16, &token, &[], &[]);
+        let got = bench.raw(&get).unwrap();
+        bench.respond(&got, &Response::new(Code::CONTENT).content(None, b"v"));
+        let answer = bench.one();
+        assert_eq!((answer.code, &answer.token[..]), (Code::CONTENT, &token[..]));
+        assert!(bench.raw(&get).is_none());
+        assert_eq!(bench.one(), answer, "a duplicate gets the same");
+    }
+    for (kind, answered) in [(Kind::Confirmable, Kind::Acknowledgement), (Kind::NonConfirmable, Kind::NonConfirmable)] {
+        for length in [257, 268, 269, 1000] {
+            let token = vec![7; length];
+            assert!(bench.raw(&request(kind, Code::GET, 77, &token, &[], &[])).is_none());
+            let answer = bench.one();
+            assert_eq!((answer.kind, answer.code, &answer.token[..]), (answered, Code::BAD_REQUEST, &token[..]));
+        }
+    }
+}
+
+#[test]
+fn an_observer_with_a_long_token_is_notified_and_removed_by_it() {
+    let mut bench = Bench::known(Config::default());
+    let token = [5; 200];
+    let observer = bench.observe(&token, &CONTENT).unwrap();
+    assert_eq!(bench.one().token, token);
+    bench.notify(observer, b"2", Delivery::Latest).unwrap();
+    assert_eq!(bench.one().token, token);
+    let options = [(number::OBSERVE, &b"\x01"[..]), (number::URI_PATH, b"x")];
+    let got = bench.raw(&request(Kind::Confirmable, Code::GET, 900, &token, &options, b"")).unwrap();
+    assert_eq!(bench.events(), [Event::ObserverGone { observer, reason: GoneReason::Deregistered }]);
+    bench.respond(&got, &CONTENT);
+    assert_eq!(bench.one().token, token);
+}
+
+#[test]
 fn a_ping_is_reset_and_strays_are_dropped() {
     let mut bench = Bench::new(Config::default());
     bench.empty(Kind::Confirmable, 0x1234);
