@@ -42,7 +42,8 @@ fn every_test_that_the_coap_list_names_exists() {
     let (mut faults, mut named) = (Vec::new(), 0);
     let mut by_file = std::collections::BTreeMap::new();
     for name in list.split('`').skip(1).step_by(2) {
-        let Some((file, test)) = name.split_once("::").filter(|(f, _)| !f.contains('/') && *f != "FILE") else {
+        let Some((file, test)) = name.split_once("::").filter(|(f, _)| f.chars().all(|c| c.is_ascii_lowercase()))
+        else {
             continue;
         };
         named += 1;
