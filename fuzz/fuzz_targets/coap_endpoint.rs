@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
         endpoint.handle_timeout(now);
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 5000 + u16::from(steer % 3)));
         match endpoint.handle_datagram(now, peer, datagram) {
-            Received::Nothing => {}
+            Received::Nothing | Received::Reply(_) => {}
             Received::Upload(request) if steer & 4 == 0 => {
                 endpoint.accept_upload(now, &request).expect("a request just received can be answered");
             }
@@ -68,7 +68,7 @@ fn drain(endpoint: &mut Endpoint, observers: &mut Vec<ObserverId>) {
                 MessageView::parse(bytes).expect("what we send is CoAP");
             }
             Output::Event(Event::ObserverGone { observer, .. }) => observers.retain(|known| *known != observer),
-            Output::Event(Event::Delivered { .. } | Event::Refresh { .. }) => {}
+            Output::Event(Event::Delivered { .. } | Event::Refresh { .. } | Event::CallFailed { .. }) => {}
         }
     }
 }

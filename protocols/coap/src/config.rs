@@ -51,6 +51,10 @@ pub struct Config {
     pub blockwise_peer_bytes_max: usize,
     /// A body that does not go on for this long is dropped.
     pub blockwise_lifetime: Duration,
+    /// Calls of ours that are open or observe; beyond, none is begun.
+    pub calls_max: usize,
+    /// Calls to one peer; beyond, none is begun.
+    pub calls_peer_max: usize,
     /// Peers remembered as validated; the oldest is forgotten first.
     pub peers_max: usize,
     /// How long a peer stays validated, and how long an Echo value counts.
@@ -81,6 +85,8 @@ impl Default for Config {
             blockwise_bytes_max: 4 << 20,
             blockwise_peer_bytes_max: 512 << 10,
             blockwise_lifetime: Duration::from_secs(60),
+            calls_max: 1024,
+            calls_peer_max: 64,
             peers_max: 16_384,
             peer_lifetime: Duration::from_secs(900),
         }
@@ -95,7 +101,8 @@ impl Config {
         let outgoing = self.outgoing_max * (self.block_bytes_max + 512 + TOKEN_BYTES_MAX);
         let observers = self.observers_max * (512 + TOKEN_BYTES_MAX) + self.observe_bytes_max;
         let peers = self.peers_max * 128;
-        2 * (exchanges + requests + outgoing + observers + peers) + 2 * self.blockwise_bytes_max
+        let calls = self.calls_max * 1024;
+        2 * (exchanges + requests + outgoing + observers + peers + calls) + 3 * self.blockwise_bytes_max
     }
 }
 
@@ -127,4 +134,5 @@ pub struct Counters {
     pub observers: usize,
     pub blockwise_bytes: usize,
     pub peers_validated: usize,
+    pub calls: usize,
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::answer::{Asked, Token};
 use crate::block::{self, Block, Bodies, Untaken};
 use crate::build::Builder;
+use crate::client::{CallError, CallId, CallLimits, Calls, Reply};
 use crate::code::Code;
 pub use crate::config::{Config, Counters};
 use crate::exchange::{ExchangeKey, Exchanges, Seen, State};
@@ -54,6 +55,8 @@ pub enum Received<'d> {
     Nothing,
     /// Answer now or later: [`Endpoint::respond`] or [`Endpoint::observe`].
     Request(Request<'d>),
+    /// An answer to a call of ours ([`Endpoint::call`]).
+    Reply(Reply<'d>),
     /// The first block of a longer body: [`Endpoint::accept_upload`] takes the body in, to come as one `Request`; `respond` refuses it before anything is kept.
     Upload(Request<'d>),
 }
@@ -67,6 +70,8 @@ pub enum Event {
     Refresh { observer: ObserverId },
     /// The observer is no more; what was still queued for it was not delivered.
     ObserverGone { observer: ObserverId, reason: GoneReason },
+    /// A call of ours has no answer, or what it observes comes no more.
+    CallFailed { call: CallId, error: CallError },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +117,7 @@ pub struct Endpoint {
     separate: VecDeque<(Instant, Slot)>,
     pub(crate) bodies: Bodies,
     pub(crate) validated: Validated,
+    pub(crate) calls: Calls,
     begun: Instant,
     /// Datagrams of the batch that `poll_output` has handed out.
     polled: usize,
@@ -152,6 +158,7 @@ impl Endpoint {
                 config.blockwise_lifetime,
             ),
             validated: Validated::new(secret.clone(), config.peers_max, seconds(config.peer_lifetime)),
+            calls: Calls::new(secret.clone(), call_limits(&config)),
             begun: now,
             polled: 0,
             secret,
@@ -185,16 +192,32 @@ impl Endpoint {
                 }
                 return self.handle_request(now, peer, view, datagram);
             }
-            // An empty CON asks whether anybody is there (section 4.3); a confirmable response is one we did not ask for.
-            Kind::Confirmable => {
-                match code == Code::EMPTY {
-                    true => self.counters.pings += 1,
-                    false => self.counters.stray += 1,
-                }
+            // An empty CON asks whether anybody is there (section 4.3).
+            Kind::Confirmable if code == Code::EMPTY => {
+                self.counters.pings += 1;
                 self.send_empty(peer, Kind::Reset, view.message_id);
             }
-            Kind::NonConfirmable => self.counters.stray += 1,
-            Kind::Acknowledgement => self.handle_end(now, peer, view.message_id, false),
+            Kind::Confirmable | Kind::NonConfirmable => {
+                let (ours, reply) = self.handle_response(now, peer, view.contents);
+                self.counters.stray += u64::from(!ours);
+                match (view.kind == Kind::Confirmable, ours) {
+                    (true, true) => self.send_empty(peer, Kind::Acknowledgement, view.message_id),
+                    (true, false) => self.send_empty(peer, Kind::Reset, view.message_id),
+                    // RFC 7641 section 3.6: who notifies us of what we no longer want is told so.
+                    (false, false) if view.contents.observe().is_some() => {
+                        self.send_empty(peer, Kind::Reset, view.message_id);
+                    }
+                    (false, _) => {}
+                }
+                return reply.map_or(Received::Nothing, Received::Reply);
+            }
+            Kind::Acknowledgement => {
+                self.handle_end(now, peer, view.message_id, false);
+                if code != Code::EMPTY {
+                    let (_, reply) = self.handle_response(now, peer, view.contents);
+                    return reply.map_or(Received::Nothing, Received::Reply);
+                }
+            }
             Kind::Reset => self.handle_end(now, peer, view.message_id, true),
         }
         Received::Nothing
@@ -219,14 +242,17 @@ impl Endpoint {
                 }
                 Due::GivenUp(sent) => {
                     self.counters.given_up += 1;
-                    if let Purpose::Notification(observer) = sent.purpose {
-                        self.remove_observer(now, observer, GoneReason::TimedOut);
+                    match sent.purpose {
+                        Purpose::Notification(observer) => self.remove_observer(now, observer, GoneReason::TimedOut),
+                        Purpose::Call(call) => self.fail_call(now, call, CallError::TimedOut),
+                        Purpose::Answer => {}
                     }
                 }
             }
         }
         self.counters.bodies_expired += self.bodies.expire(now) as u64;
         self.refresh_observers(now);
+        self.expire_calls(now);
     }
 
     /// Answers a request. The answer is sliced when it is longer than a block, and shortened or put off by Echo when the peer is a stranger and the
@@ -349,7 +375,8 @@ impl Endpoint {
             self.separate.pop_front();
         }
         let separate = self.separate.front().map(|(at, _)| *at);
-        [separate, self.outgoing.next_due(), self.bodies.next_expiry(), self.observers.next_refresh()]
+        let calls = self.calls.next_deadline();
+        [separate, self.outgoing.next_due(), self.bodies.next_expiry(), self.observers.next_refresh(), calls]
             .into_iter()
             .flatten()
             .min()
@@ -364,6 +391,7 @@ impl Endpoint {
             observers: self.observers.len(),
             blockwise_bytes: self.bodies.bytes(),
             peers_validated: self.validated.len(),
+            calls: self.calls.len(),
             ..self.counters
         }
     }
@@ -590,11 +618,12 @@ impl Endpoint {
             }
             return;
         };
-        if let Purpose::Notification(observer) = sent.purpose {
-            match is_reset {
-                true => self.remove_observer(now, observer, GoneReason::Reset),
-                false => self.notification_confirmed(now, observer),
-            }
+        match (sent.purpose, is_reset) {
+            (Purpose::Notification(observer), true) => self.remove_observer(now, observer, GoneReason::Reset),
+            (Purpose::Notification(observer), false) => self.notification_confirmed(now, observer),
+            (Purpose::Call(call), true) => self.fail_call(now, call, CallError::Reset),
+            (Purpose::Call(call), false) => self.call_carried(now, call),
+            (Purpose::Answer, _) => {}
         }
     }
 
@@ -605,6 +634,16 @@ impl Endpoint {
 
     pub(crate) fn seconds(&self, now: Instant) -> u32 {
         u32::try_from(now.saturating_duration_since(self.begun).as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+fn call_limits(config: &Config) -> CallLimits {
+    CallLimits {
+        calls_max: config.calls_max,
+        peer_max: config.calls_peer_max,
+        body_bytes_max: config.body_bytes_max,
+        bytes_max: config.blockwise_bytes_max,
+        block_bytes_max: config.block_bytes_max,
     }
 }
 

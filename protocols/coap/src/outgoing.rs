@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::client::CallId;
 use crate::endpoint::ObserverId;
 use crate::peer::{MessageKey, PeerKey, Secret};
 use crate::slots::{Slot, Slots};
@@ -88,6 +89,7 @@ impl Batch {
 pub(crate) enum Purpose {
     Answer,
     Notification(ObserverId),
+    Call(CallId),
 }
 
 #[derive(Debug)]

@@ -12,10 +12,12 @@ use std::net::SocketAddr;
 use crate::answer::{Token, slice};
 use crate::block::Block;
 use crate::build::{Builder, extend};
+use crate::client::{Call, CallId, CallLimits, Calls, CallsFull, Heard, Reply};
 use crate::code::Code;
 use crate::endpoint::{Delivery, Event, Gone, GoneReason, Handle, Notification, NotifyError, ObserverId};
 use crate::message::{Contents, TOKEN_BYTES_MAX};
 use crate::option;
+use crate::peer::Secret;
 use crate::request::{self, Observe, Request};
 use crate::response::{self, Added, Response};
 use crate::slots::Slots;
@@ -31,11 +33,19 @@ pub struct Config {
     pub requests_max: usize,
     /// Observers; beyond, a registration is answered as a plain GET.
     pub observers_max: usize,
+    /// Calls of ours that are open or observe; beyond, none is begun.
+    pub calls_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { message_bytes_max: 256 << 10, output_bytes_max: 64 << 10, requests_max: 64, observers_max: 64 }
+        Config {
+            message_bytes_max: 256 << 10,
+            output_bytes_max: 64 << 10,
+            requests_max: 64,
+            observers_max: 64,
+            calls_max: 64,
+        }
     }
 }
 
@@ -60,6 +70,8 @@ pub enum Received<'d> {
     Nothing,
     /// Answer now or later.
     Request(Request<'d>),
+    /// An answer to a call of ours ([`Connection::call`]).
+    Reply(Reply<'d>),
     /// The peer is done (Release) or gives up (Abort): answer what is open, then close.
     Closing,
 }
@@ -92,6 +104,7 @@ pub struct Connection {
     scratch: Vec<u8>,
     requests: Slots<Asked>,
     observers: Slots<Observer>,
+    calls: Calls,
     events: VecDeque<Event>,
     greeted: bool,
     /// The peer's Max-Message-Size.
@@ -108,6 +121,8 @@ impl Connection {
             scratch: Vec::new(),
             requests: Slots::new(config.requests_max),
             observers: Slots::new(config.observers_max),
+            // TCP has shown who is at the other end: tokens need only differ.
+            calls: Calls::new(Secret::new([0; 32]), call_limits(&config)),
             events: VecDeque::new(),
             greeted: false,
             peer_message_bytes_max: MESSAGE_BYTES_BASE,
@@ -143,7 +158,8 @@ impl Connection {
         let received = match frame.code.class() {
             7 => self.handle_signal(contents)?,
             0 if frame.code.is_request() => self.handle_request(contents),
-            // Empty messages and responses mean nothing here (section 3.4: an empty message is ignored).
+            2..=5 => self.handle_response(contents),
+            // Section 3.4: an empty message is ignored.
             _ => Received::Nothing,
         };
         Ok(Some((message.len(), received)))
@@ -258,6 +274,48 @@ impl Connection {
         self.observers.remove(id.0);
     }
 
+    /// Sends a request to the peer. Nobody here keeps the time: [`Connection::hang_up`] when it takes too long.
+    ///
+    /// # Errors
+    /// [`CallsFull`]; nothing was sent.
+    pub fn call(&mut self, call: Call) -> Result<CallId, CallsFull> {
+        let id = self.calls.begin(self.peer, call, None)?;
+        self.send_call(id, false);
+        Ok(id)
+    }
+
+    /// Ends a call without waiting for its outcome; who is observed is told (RFC 7641 section 3.6, RFC 8323 section 7.4).
+    pub fn hang_up(&mut self, id: CallId) {
+        if self.calls.observes(id) {
+            self.send_call(id, true);
+        }
+        self.calls.end(id);
+    }
+
+    fn send_call(&mut self, id: CallId, goodbye: bool) {
+        let Some((_, code, token)) = self.calls.token(id) else { return };
+        self.scratch.clear();
+        self.calls.write(id, goodbye, Builder::body(&mut self.scratch));
+        write_frame(&mut self.out, code, &token, &self.scratch);
+    }
+
+    fn handle_response<'d>(&mut self, contents: Contents<'d>) -> Received<'d> {
+        match self.calls.hear(self.peer, contents, None) {
+            Heard::Stray | Heard::Stale => Received::Nothing,
+            Heard::Reply(reply) => Received::Reply(reply),
+            Heard::GoOn(id) => {
+                self.send_call(id, false);
+                Received::Nothing
+            }
+            Heard::Failed(id, error) => {
+                if self.calls.end(id) {
+                    self.events.push_back(Event::CallFailed { call: id, error });
+                }
+                Received::Nothing
+            }
+        }
+    }
+
     /// Asks whether the peer is there; it answers with a Pong, which counts as input.
     pub fn ping(&mut self) {
         self.signal(Code::PING, &[], &[], &[]);
@@ -332,6 +390,7 @@ impl Connection {
                 (Code::CSM, CSM_MAX_MESSAGE_SIZE) => {
                     let size = option::uint32(value).unwrap_or(u32::MAX) as usize;
                     self.peer_message_bytes_max = size.max(MESSAGE_BYTES_LEAST);
+                    self.calls.set_block_bytes_max(self.peer_message_bytes_max.saturating_sub(OVERHEAD_BYTES));
                 }
                 (_, number) if option::is_critical(number) => {
                     let bad = (contents.code == Code::CSM).then_some(number);
@@ -415,6 +474,16 @@ impl Connection {
 
     fn unsent(&self) -> usize {
         self.out.len() - self.sent
+    }
+}
+
+fn call_limits(config: &Config) -> CallLimits {
+    CallLimits {
+        calls_max: config.calls_max,
+        peer_max: config.calls_max,
+        body_bytes_max: config.message_bytes_max,
+        bytes_max: config.message_bytes_max.saturating_mul(2),
+        block_bytes_max: MESSAGE_BYTES_BASE - OVERHEAD_BYTES,
     }
 }
 

@@ -79,7 +79,7 @@ impl Bench {
 
     fn raw(&mut self, datagram: &[u8]) -> Option<Got> {
         let (upload, request) = match self.endpoint.handle_datagram(self.now, self.peer, datagram) {
-            Received::Nothing => return None,
+            Received::Nothing | Received::Reply(_) => return None,
             Received::Request(request) => (false, request),
             Received::Upload(request) => {
                 self.endpoint.accept_upload(self.now, &request).unwrap();

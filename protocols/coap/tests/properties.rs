@@ -79,6 +79,7 @@ fn exercise(endpoint: &mut Endpoint, now: Instant, datagram: &[u8], body: &[u8])
             }
         }
         Received::Upload(request) => drop(endpoint.accept_upload(now, &request)),
+        Received::Reply(_) => {}
     }
     loop {
         match endpoint.poll_output() {

@@ -187,6 +187,8 @@ pub fn follow_events<E: Engine>(engine: &mut E, service: &mut Service, now: Mome
             Event::Delivered { observer, .. } => advance(engine, service, now, observer),
             Event::Refresh { observer } => refresh(engine, service, now, observer),
             Event::ObserverGone { observer, .. } => service.left(observer),
+            // Nothing is asked of devices here yet.
+            Event::CallFailed { .. } => {}
         }
     }
 }

@@ -164,7 +164,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
                     // A whole message ends the time that its sender has for it.
                     drop(self.activity.begin());
                     match received {
-                        Received::Nothing => {}
+                        Received::Nothing | Received::Reply(_) => {}
                         Received::Request(request) => engine::answer(connection, service, elsewhere, now, &request),
                         Received::Closing => self.closing = true,
                     }
@@ -305,6 +305,7 @@ fn engine_config(limits: &Limits) -> Config {
         output_bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX),
         requests_max: usize::from(limits.in_flight_max),
         observers_max: limits.observers_per_peer_max as usize,
+        ..Config::default()
     }
 }
 

@@ -247,7 +247,7 @@ fn take(
         return;
     }
     match endpoint.handle_datagram(now.at, datagram.peer, datagram.bytes) {
-        Received::Nothing => {}
+        Received::Nothing | Received::Reply(_) => {}
         Received::Request(request) => engine::answer(endpoint, service, elsewhere, now, &request),
         Received::Upload(request) => {
             // Gone cannot be: the request came this moment.
