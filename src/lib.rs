@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod directory;
 pub mod gateway;
 pub mod hub;
 pub mod identity;

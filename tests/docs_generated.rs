@@ -112,6 +112,16 @@ fn memory(config: &Config) -> Vec<(&'static str, &'static str, u64)> {
         ("CoAP exchanges", "workers x `exchanges_max` x 1 KiB", times(limits.exchanges_max, 1024) * WORKERS),
         ("CoAP observers", "workers x `observers_max` x 512 B", times(limits.observers_max, 512) * WORKERS),
         (
+            "CoAP resource directory",
+            "`directory_registrations_max` x 2 x `directory_registration_bytes_max`",
+            times(limits.directory_registrations_max, 2 * limits.directory_registration_bytes_max.bytes()),
+        ),
+        (
+            "requests to CoAP devices",
+            "workers x (`device_requests_max` x 1 KiB + `blockwise_bytes_total_max`)",
+            (times(limits.device_requests_max, 1024) + limits.blockwise_bytes_total_max.bytes()) * WORKERS,
+        ),
+        (
             "CoAP block-wise bodies",
             "workers x `blockwise_bytes_total_max`",
             limits.blockwise_bytes_total_max.bytes() * WORKERS,

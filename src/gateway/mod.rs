@@ -10,6 +10,7 @@
 mod address;
 mod client;
 mod config;
+mod directory;
 mod durable;
 mod publish;
 mod reassign;
@@ -31,6 +32,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use portable_atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use crate::directory::Directory;
 use crate::hub::{Hub, QueueLimits};
 use crate::identity::Identity;
 use crate::limit::{self, KeyedBuckets};
@@ -47,6 +49,7 @@ use crate::telemetry::meters;
 pub use address::{Address, Part};
 pub use client::{Client, Resume};
 pub use config::{Config, Mqtt311Refused, Workers};
+pub use directory::{Endpoint, Reach, ReachFault, Reached};
 use durable::Durable;
 pub use durable::InFlight;
 pub use publish::{Done, Draft, Published};
@@ -59,6 +62,7 @@ pub use subscribe::{SendRetained, Subscribed};
 pub use will::Will;
 
 // What adapters need of the layers below, so that they import the gateway alone.
+pub use crate::directory::{Link, Wanted};
 pub use crate::hub::{Delivery, Drained, Filter, Outbox, OutboxLimits, SubscribeOptions, View, is_expired};
 pub use crate::identity::{Channel, Login, MqttPending, MqttStep, NotTaken, Now, PublicKey};
 pub use crate::limit::{AddressKey, Config as Limits};
@@ -104,6 +108,8 @@ pub struct Gateway {
     sequence: AtomicU64,
     /// Of the next persistent session.
     next_number: AtomicU32,
+    /// What devices serve, with the way to each. Asked once a registration, a lookup or a request to a device, and held as briefly.
+    directory: Mutex<Directory<Arc<dyn Reach>>>,
     backlog: stored::Backlog,
     reassigner: reassign::Reassigner,
     /// Sessions whose cursor is to be written.
@@ -178,6 +184,7 @@ impl Gateway {
             snapshot: ArcSwap::from_pointee(Snapshot { version: 1, rules }),
             sequence: AtomicU64::new(1),
             next_number: AtomicU32::new(1),
+            directory: Mutex::default(),
             reassigner: reassign::Reassigner::new(hub.clone(), backlog.clone()),
             hub,
             backlog,
@@ -420,6 +427,7 @@ impl Gateway {
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
         self.per_route.sweep(nanos, BUCKETS_SWEPT);
         self.expire_retained(wall_ms());
+        self.directory.lock().expire(now);
         self.store_cursors();
         self.publish_wills(now);
         self.publish_sys(now);

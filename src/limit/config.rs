@@ -160,6 +160,23 @@ pub struct Config {
     /// CoAP observations per peer; beyond it as `observers_max`.
     #[schemars(range(min = 1, max = 10000))]
     pub observers_per_peer_max: u32,
+    /// Devices that say over CoAP what they serve (`/rd`). One more gets 5.03.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub directory_registrations_max: u32,
+    /// Links of one registration. 4.00 beyond it.
+    #[schemars(range(min = 1, max = 10000))]
+    pub directory_links_max: u32,
+    /// The links of one registration, as text. 4.13 beyond it.
+    pub directory_registration_bytes_max: ByteSize,
+    /// Requests to devices and observed resources of devices, per worker. One more request gets 503; one more resource is not observed.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub device_requests_max: u32,
+    /// Requests to one device and observed resources of it; beyond it as `device_requests_max`.
+    #[schemars(range(min = 1, max = 10000))]
+    pub device_requests_per_device_max: u32,
+    /// Time for a CoAP device to answer a request (RFC 7252 itself gives up after 93 s). 504 then.
+    #[schemars(range(min = 1000, max = 600000))]
+    pub device_request_timeout_ms: u32,
     // Rates.
     /// Messages and requests of one device. PUBACK 0x97 (3.1.1: withheld, reads paused), 429, 4.29.
     pub rate_per_device: Rate,
@@ -234,6 +251,12 @@ impl Default for Config {
             blockwise_timeout_ms: 60_000,
             observers_max: 1_000,
             observers_per_peer_max: 32,
+            directory_registrations_max: 500,
+            directory_links_max: 64,
+            directory_registration_bytes_max: ByteSize(8 << 10),
+            device_requests_max: 1_000,
+            device_requests_per_device_max: 64,
+            device_request_timeout_ms: 30_000,
             rate_per_device: Rate::per_second(100, 200),
             rate_per_address: Rate::per_second(1_000, 2_000),
             auth_rate_per_address: Rate::per_second(10, 50),

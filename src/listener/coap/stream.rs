@@ -305,7 +305,7 @@ fn engine_config(limits: &Limits) -> Config {
         output_bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX),
         requests_max: usize::from(limits.in_flight_max),
         observers_max: limits.observers_per_peer_max as usize,
-        ..Config::default()
+        calls_max: limits.device_requests_per_device_max as usize,
     }
 }
 

@@ -276,6 +276,8 @@ fn engine_config(limits: &Limits) -> Config {
         blockwise_peer_bytes_max: bytes(limits.blockwise_bytes_max).saturating_mul(2),
         blockwise_lifetime: Duration::from_millis(limits.blockwise_timeout_ms.into()),
         peers_max: limits.coap_sessions_max as usize,
+        calls_max: limits.device_requests_max as usize,
+        calls_peer_max: limits.device_requests_per_device_max as usize,
         ..Config::default()
     }
 }
