@@ -11,11 +11,12 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use nix::net::if_::if_nametoindex;
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
 use crate::tasks::Tasks;
@@ -48,6 +49,8 @@ pub enum Error {
     NotAllowed { kind: Kind, address: SocketAddr },
     /// No interface has this address.
     NoSuchAddress { kind: Kind, address: SocketAddr },
+    /// There is no network interface of this name.
+    NoSuchInterface { interface: String },
     /// Anything else the system said.
     Socket { kind: Kind, address: SocketAddr, source: io::Error },
     /// A thread or its runtime could not be made.
@@ -64,6 +67,7 @@ impl fmt::Display for Error {
             Error::NoSuchAddress { kind, address } => {
                 write!(f, "cannot listen on {kind} {address}: no interface has this address")
             }
+            Error::NoSuchInterface { interface } => write!(f, "there is no network interface {interface}"),
             Error::Socket { kind, address, source } => write!(f, "cannot listen on {kind} {address}: {source}"),
             Error::Thread { name, source } => write!(f, "cannot start thread {name}: {source}"),
         }
@@ -74,7 +78,10 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Socket { source, .. } | Error::Thread { source, .. } => Some(source),
-            Error::PortTaken { .. } | Error::NotAllowed { .. } | Error::NoSuchAddress { .. } => None,
+            Error::PortTaken { .. }
+            | Error::NotAllowed { .. }
+            | Error::NoSuchAddress { .. }
+            | Error::NoSuchInterface { .. } => None,
         }
     }
 }
@@ -111,6 +118,30 @@ pub fn bind_udp(address: SocketAddr, copies: usize) -> Result<(SocketAddr, Vec<U
     Ok((bound, sockets.into_iter().map(UdpSocket::from).collect()))
 }
 
+/// A socket that receives what comes in on one interface for `group`, and nothing else. What it sends comes from an address of ours that routing chooses.
+///
+/// # Errors
+/// See [`Error`].
+pub fn bind_group(group: IpAddr, port: u16, interface: &str) -> Result<UdpSocket, Error> {
+    let index = if_nametoindex(interface).map_err(|_| Error::NoSuchInterface { interface: interface.to_owned() })?;
+    // A group of link-local scope is one of each link.
+    let address = match group {
+        IpAddr::V4(group) => SocketAddr::V4(SocketAddrV4::new(group, port)),
+        IpAddr::V6(group) => SocketAddr::V6(SocketAddrV6::new(group, port, 0, index)),
+    };
+    let failed = |source| Error::from_io(Kind::Udp, address, source);
+    let socket = socket(Kind::Udp, address).map_err(failed)?;
+    // Beside the listener on every address, and the same group on another interface.
+    socket.set_reuse_port(true).map_err(failed)?;
+    socket.bind(&address.into()).map_err(failed)?;
+    match group {
+        IpAddr::V4(group) => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, index),
+    }
+    .map_err(failed)?;
+    Ok(UdpSocket::from(socket))
+}
+
 /// The first socket is bound without `SO_REUSEPORT`, so that a foreign listener with it is found, and gets it afterwards, so that the
 /// others may join.
 fn bind(kind: Kind, address: SocketAddr, copies: usize) -> Result<(SocketAddr, Vec<Socket>), Error> {
@@ -118,7 +149,8 @@ fn bind(kind: Kind, address: SocketAddr, copies: usize) -> Result<(SocketAddr, V
     let first = socket(kind, address).map_err(failed)?;
     first.bind(&address.into()).map_err(failed)?;
     let bound = first.local_addr().map_err(failed)?.as_socket().unwrap_or(address);
-    if copies > 1 {
+    // On every address, it shares the port with the sockets of multicast groups.
+    if copies > 1 || (kind == Kind::Udp && address.ip().is_unspecified()) {
         first.set_reuse_port(true).map_err(failed)?;
     }
     let mut sockets = vec![first];
@@ -145,6 +177,13 @@ fn socket(kind: Kind, address: SocketAddr) -> io::Result<Socket> {
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are two listeners, so that each is what it says.
         socket.set_only_v6(true)?;
+    }
+    if kind == Kind::Udp {
+        // Groups that other programs of this machine have joined are none of ours.
+        match address {
+            SocketAddr::V4(_) => socket.set_multicast_all_v4(false)?,
+            SocketAddr::V6(_) => socket.set_multicast_all_v6(false)?,
+        }
     }
     Ok(socket)
 }

@@ -34,7 +34,7 @@ fn every_test_that_the_mqtt_list_names_exists() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// A test stands there as `FILE::NAME`, with the name of its file, or one of two that the list explains.
+/// A test stands there as `FILE::NAME`, with the name of its file, or one of three that the list explains.
 #[test]
 fn every_test_that_the_coap_list_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -50,6 +50,7 @@ fn every_test_that_the_coap_list_names_exists() {
         let stem = match file {
             "stream" => "tcp",
             "interop" => "interop_coap",
+            "group" => "interop_coap_multicast",
             file => file,
         };
         let known = by_file.entry(stem.to_owned()).or_insert_with(|| {

@@ -19,6 +19,8 @@ use crate::worker::Worker;
 pub struct Sockets {
     pub(super) tcp: Vec<(Arc<Listener>, std::net::TcpListener)>,
     pub(super) udp: Vec<(Arc<Listener>, std::net::UdpSocket)>,
+    /// One for each multicast group and interface; with one worker only, for the kernel gives each of several a copy.
+    pub(super) groups: Vec<(Arc<Listener>, std::net::UdpSocket)>,
 }
 
 /// Serves one worker's sockets until its shutdown token, then drains. The body of a worker thread.
@@ -40,6 +42,10 @@ pub async fn run<S: Serve>(worker: Worker, sockets: Sockets, permits: Arc<Permit
     for (listener, socket) in sockets.udp {
         let (serve, shutdown) = (serve.clone(), shutdown.clone());
         worker.tasks.spawn("datagrams", async move { serve.serve_datagrams(socket, listener, shutdown).await });
+    }
+    for (listener, socket) in sockets.groups {
+        let (serve, shutdown) = (serve.clone(), shutdown.clone());
+        worker.tasks.spawn("group", async move { serve.serve_group(socket, listener, shutdown).await });
     }
     shutdown.cancelled().await;
     let deadline = Duration::from_millis(u64::from(serve.limits().drain_timeout_ms));

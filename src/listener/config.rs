@@ -1,6 +1,6 @@
 //! One `[[listener]]` of the configuration.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,10 @@ pub struct Config {
     pub transport: TransportKind,
     /// What is spoken here. Another protocol is recognised, counted and closed.
     pub protocols: Vec<ProtocolName>,
+    /// For udp: network interfaces, such as "eth0", on which multicast discovery is answered (RFC 7252 section 8): `GET /.well-known/core` to 224.0.1.187
+    /// or, with an IPv6 `bind`, to ff02::fd and ff05::fd, at the port of `bind`, which should be 5683. Answers show what a stranger may see, in at
+    /// most 136 bytes or three times the question, after up to 5 seconds. Those who ask go on by unicast, so `bind` has to be reachable from there.
+    pub multicast_interfaces: Vec<String>,
     /// Addresses that may send a PROXY protocol header (v1 or v2), whose client address is then believed. From any other address such a header closes the connection.
     pub proxy_protocol_from: Vec<Network>,
     /// Addresses of reverse proxies in front of the gateway. Their Forwarded and X-Forwarded-* headers are passed on and added to; from any other address
@@ -47,6 +51,7 @@ impl Default for Config {
             allow_public: false,
             transport: TransportKind::Tcp,
             protocols: ProtocolName::ALL.to_vec(),
+            multicast_interfaces: Vec::new(),
             proxy_protocol_from: Vec::new(),
             forwarded_from: Vec::new(),
             certificate: None,
@@ -131,7 +136,21 @@ impl Config {
         if matches!(self.transport, TransportKind::Udp | TransportKind::Dtls) && !self.proxy_protocol_from.is_empty() {
             add("proxy_protocol_from", "the PROXY protocol is for tcp and tls");
         }
+        if !matches!(self.transport, TransportKind::Udp | TransportKind::Dtls) && !self.multicast_interfaces.is_empty()
+        {
+            add("multicast_interfaces", "multicast is for udp");
+        }
         problems
+    }
+
+    /// The groups of this listener's address family: all CoAP nodes (RFC 7252 section 12.8).
+    pub(super) fn multicast_groups(&self) -> &'static [IpAddr] {
+        const V4: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::new(224, 0, 1, 187))];
+        const V6: [IpAddr; 2] = [
+            IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfd)),
+            IpAddr::V6(Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0xfd)),
+        ];
+        if self.bind.is_ipv4() { &V4 } else { &V6 }
     }
 
     pub(super) fn key_pair(&self) -> Option<KeyPair> {

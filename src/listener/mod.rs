@@ -225,6 +225,14 @@ pub trait Serve: Clone + Send + Sync + 'static {
         listener: Arc<Listener>,
         shutdown: CancellationToken,
     ) -> impl Future<Output = ()> + Send;
+
+    /// Serves a socket in a multicast group of a UDP listener until `shutdown`.
+    fn serve_group(
+        &self,
+        socket: std::net::UdpSocket,
+        listener: Arc<Listener>,
+        shutdown: CancellationToken,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 /// The gateway's adapters.
@@ -322,6 +330,10 @@ impl Serve for Adapters {
     async fn serve_datagrams(&self, socket: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {
         coap::serve_datagrams(socket, listener, self.coap(), shutdown).await;
     }
+
+    async fn serve_group(&self, socket: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {
+        coap::serve_group(socket, listener, self.coap(), shutdown).await;
+    }
 }
 
 /// Listeners whose sockets are bound and not yet served.
@@ -359,6 +371,14 @@ pub fn bind(configs: &[Config], workers: usize) -> Result<Bound, Error> {
                 let (address, sockets) = worker::bind_udp(config.bind, workers).map_err(failed)?;
                 for (of_worker, socket) in bound.sockets.iter_mut().zip(sockets) {
                     of_worker.udp.push((listener.clone(), socket));
+                }
+                for interface in &config.multicast_interfaces {
+                    for group in config.multicast_groups() {
+                        let socket = worker::bind_group(*group, address.port(), interface).map_err(failed)?;
+                        if let Some(first) = bound.sockets.first_mut() {
+                            first.groups.push((listener.clone(), socket));
+                        }
+                    }
                 }
                 address
             }

@@ -325,6 +325,8 @@ impl Serve for Greeter {
         }
     }
 
+    async fn serve_group(&self, _: std::net::UdpSocket, _: Arc<Listener>, _: CancellationToken) {}
+
     async fn serve_datagrams(&self, socket: std::net::UdpSocket, _: Arc<Listener>, shutdown: CancellationToken) {
         let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
         let mut buffer = [0; 64];

@@ -260,4 +260,4 @@ fn without_blocks(asked: &Asked) -> Asked {
 }
 
 /// Bytes of an answer that anybody gets (RFC 9175 section 2.4, item 3).
-const ANSWER_BYTES_ALWAYS: usize = 136;
+pub(crate) const ANSWER_BYTES_ALWAYS: usize = 136;

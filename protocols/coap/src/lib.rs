@@ -6,7 +6,7 @@
 //! notifications come out of [`Endpoint::poll_output`]. There is no clock, socket, task or source of randomness in here: the caller passes
 //! `now` and one secret seed. Everything that a peer can make grow is bounded by a field of [`Config`], and [`Config::memory_bytes_max`] is the sum.
 //!
-//! Deliberately not here: who may do what (the application decides on each [`Request`]), DTLS and OSCORE, multicast.
+//! Deliberately not here: who may do what (the application decides on each [`Request`]), DTLS and OSCORE.
 
 mod answer;
 pub mod block;
@@ -18,6 +18,7 @@ pub mod content;
 pub mod endpoint;
 mod exchange;
 pub mod message;
+pub mod multicast;
 mod observe;
 pub mod option;
 mod outgoing;

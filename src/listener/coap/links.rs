@@ -10,7 +10,8 @@ use crate::gateway::{Client, Filter, Gateway, wall_ms};
 use crate::message::{Message, Reject};
 
 /// What a stranger is shown: how to stop being one.
-pub const FOR_STRANGERS: &str = "</auth/c>;rt=\"tidegate.auth\";ct=60,</auth/s>;rt=\"tidegate.auth\";ct=60";
+const FOR_STRANGERS: [(&str, &str); 2] =
+    [("/auth/c", "rt=\"tidegate.auth\";ct=60"), ("/auth/s", "rt=\"tidegate.auth\";ct=60")];
 
 /// Links of the device API, with their attributes.
 const DEVICE_API: [(&str, &str); 6] = [
@@ -59,6 +60,17 @@ pub fn list(gateway: &Gateway, client: &Client, which: Which<'_>, query: Query<'
         describe(message, &mut attributes);
         push(&mut links, &wanted, &reference(topic), &attributes);
     }
+    Ok(links)
+}
+
+/// The links that `query` leaves of what everybody may see.
+///
+/// # Errors
+/// [`Reject::Malformed`] for a filter that is none of RFC 6690 section 4.1.
+pub fn for_strangers(query: Query<'_>) -> Result<String, Reject> {
+    let wanted = Wanted::of(query)?;
+    let mut links = String::new();
+    FOR_STRANGERS.iter().for_each(|(path, attributes)| push(&mut links, &wanted, path, attributes));
     Ok(links)
 }
 

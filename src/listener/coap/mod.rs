@@ -18,6 +18,7 @@ mod contexts;
 mod datagrams;
 mod engine;
 mod links;
+mod multicast;
 mod observations;
 mod patch;
 mod proxy;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use crate::gateway::Gateway;
 use crate::listener::Relay;
 
+pub use multicast::serve_group;
 pub use stream::serve;
 pub use udp::serve_datagrams;
 

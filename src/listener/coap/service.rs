@@ -16,7 +16,7 @@ use tidegate_coap::endpoint::Delivery as Sent;
 use tidegate_coap::option::number;
 use tidegate_coap::{Code, Notification, ObserverId, Request, content};
 
-use super::answer::{Answer, Payload, code, etag, format_of};
+use super::answer::{Answer, code, etag, format_of};
 use super::call::{self, Call, NoCall, Space};
 use super::contexts::{Context, ContextId, Contexts};
 use super::links::{self, Which};
@@ -192,9 +192,8 @@ impl Service {
         let id = match self.identify(now, request) {
             Ok(id) => id,
             Err(Reject::Unauthenticated) if call == Ok(Call::Core) => {
-                let links = Payload::Static(links::FOR_STRANGERS);
-                let core = Answer::new(Code::CONTENT);
-                return Reply::Now(Answer { content_format: Some(content::LINK_FORMAT), payload: links, ..core });
+                let links = listed(links::for_strangers(request.query()));
+                return Reply::Now(links.unwrap_or_else(|reject| refuse(&reject, false)));
             }
             Err(reject) => return Reply::Now(refuse(&reject, false)),
         };
