@@ -49,6 +49,8 @@ pub const UPSTREAM_REQUESTS_TOTAL: &str = "tidegate_upstream_requests_total";
 pub const UPSTREAM_REQUEST_SECONDS: &str = "tidegate_upstream_request_seconds";
 pub const UPSTREAM_HEALTHY: &str = "tidegate_upstream_healthy";
 pub const UPSTREAM_CONNECTIONS_OPEN: &str = "tidegate_upstream_connections_open";
+pub const CACHE_REQUESTS_TOTAL: &str = "tidegate_cache_requests_total";
+pub const CACHE_STORED_BYTES_TOTAL: &str = "tidegate_cache_stored_bytes_total";
 pub const POLICY_ERRORS_TOTAL: &str = "tidegate_policy_errors_total";
 pub const CONFIG_RELOADS_TOTAL: &str = "tidegate_config_reloads_total";
 
@@ -159,9 +161,13 @@ pub struct Meters {
     pub datagrams: Counter,
     pub task_panics: Counter,
     pub policy_errors: Counter,
+    pub cache_stored_bytes: Counter,
+    cache: [Counter; CACHE_OUTCOMES.len()],
     pub request_seconds: Histogram,
     requests: [Counter; STATUS_CLASSES.len()],
 }
+
+const CACHE_OUTCOMES: [&str; 6] = ["hit", "stale", "revalidated", "shared", "miss", "bypass"];
 
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -173,6 +179,14 @@ impl Meters {
             counter.increment(1);
         }
         self.request_seconds.record(took.as_secs_f64());
+    }
+
+    /// Counts one request along a route with a cache; `outcome` is from the closed set.
+    pub fn cache(&self, outcome: &str) {
+        let at = CACHE_OUTCOMES.iter().position(|known| *known == outcome);
+        if let Some(counter) = at.and_then(|at| self.cache.get(at)) {
+            counter.increment(1);
+        }
     }
 
     pub fn of(&self, protocol: Protocol) -> &ProtocolMeters {
@@ -201,6 +215,8 @@ static METERS: LazyLock<Meters> = LazyLock::new(|| {
         datagrams: counter!(DATAGRAMS_TOTAL),
         task_panics: counter!(TASK_PANICS_TOTAL),
         policy_errors: counter!(POLICY_ERRORS_TOTAL),
+        cache_stored_bytes: counter!(CACHE_STORED_BYTES_TOTAL),
+        cache: CACHE_OUTCOMES.map(|outcome| counter!(CACHE_REQUESTS_TOTAL, "outcome" => outcome)),
         request_seconds: histogram!(REQUEST_DURATION_SECONDS),
         requests: STATUS_CLASSES.map(|class| counter!(REQUESTS_TOTAL, "status" => class)),
     }
@@ -308,6 +324,8 @@ pub const DESCRIPTIONS: &[(&str, Kind, &str)] = &[
     (UPSTREAM_REQUEST_SECONDS, Kind::Histogram, "Duration of a request to an upstream, by upstream."),
     (UPSTREAM_HEALTHY, Kind::Gauge, "Endpoints an upstream can use, by upstream."),
     (UPSTREAM_CONNECTIONS_OPEN, Kind::Gauge, "Connections to upstreams, by upstream."),
+    (CACHE_REQUESTS_TOTAL, Kind::Counter, "Requests along routes with a cache, by what it did for them."),
+    (CACHE_STORED_BYTES_TOTAL, Kind::Counter, "Bytes of answers put into the cache of routes, headers included."),
     (POLICY_ERRORS_TOTAL, Kind::Counter, "`when` expressions that failed to evaluate; such a rule does not allow."),
     (CONFIG_RELOADS_TOTAL, Kind::Counter, "Configuration reloads, by outcome."),
 ];

@@ -8,6 +8,7 @@
 //! allocation for the message and one for its payload, then what the hub costs per subscriber.
 
 mod address;
+pub mod cached;
 mod client;
 mod config;
 mod directory;
@@ -25,7 +26,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::hash::RandomState;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -47,6 +48,7 @@ use crate::spool::{SinkId, Spool};
 use crate::telemetry::meters;
 
 pub use address::{Address, Part};
+pub use cached::{CacheOutcome, Cached, Errand};
 pub use client::{Client, Resume};
 pub use config::{Config, Mqtt311Refused, Workers};
 pub use directory::{Endpoint, Reach, ReachFault, Reached};
@@ -105,6 +107,8 @@ pub struct Gateway {
     /// By route and whom its rate counts, hashed with a key that strangers do not know.
     per_route: KeyedBuckets<(u64, u64)>,
     route_hasher: RandomState,
+    /// Not there before a route asks for it.
+    cached: OnceLock<Arc<Cached>>,
     sequence: AtomicU64,
     /// Of the next persistent session.
     next_number: AtomicU32,
@@ -176,6 +180,7 @@ impl Gateway {
             per_rule: KeyedBuckets::new(limits.buckets_max as usize),
             per_route: KeyedBuckets::new(limits.buckets_max as usize),
             route_hasher: RandomState::new(),
+            cached: OnceLock::new(),
             config,
             identity,
             loader: Arc::new(stored::Loader(spool.clone())),
@@ -194,6 +199,11 @@ impl Gateway {
             started: now,
             sys: sys::Sys::default(),
         }
+    }
+
+    /// The cache of routes; made when first asked for.
+    pub fn cached(&self) -> &Arc<Cached> {
+        self.cached.get_or_init(|| Arc::new(Cached::new(&self.limits())))
     }
 
     pub fn config(&self) -> &Config {

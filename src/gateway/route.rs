@@ -24,6 +24,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 
 use super::publish::forbidden;
 use super::{Action, AddressKey, Client, DeviceId, Gateway, Reject, wall_ms};
+use crate::cache::response::Rule as CacheRule;
 use crate::limit::Left;
 use crate::network::Network;
 use crate::units::{ByteSize, Rate};
@@ -44,6 +45,8 @@ pub struct Route {
     pub body_bytes_max: Option<u64>,
     pub preserve_host: bool,
     pub steps: Box<[Box<dyn Step>]>,
+    /// Whether and how answers are kept.
+    pub cache: Option<Arc<CacheRule>>,
     host: Host,
     path: Path,
     methods: Vec<Box<str>>,
@@ -145,6 +148,7 @@ impl Route {
             body_bytes_max: config.body_bytes_max.map(ByteSize::bytes),
             preserve_host: config.preserve_host,
             steps: step::of(config),
+            cache: config.cache.as_ref().map(|cache| Arc::new(CacheRule::new(cache))),
             host,
             path,
             methods: config.methods.iter().map(|method| method.to_ascii_uppercase().into()).collect(),

@@ -198,6 +198,14 @@ pub struct Config {
     /// Proxied requests under way at once. 503 with Retry-After beyond it.
     #[schemars(range(min = 1, max = 1000000))]
     pub requests_in_flight_max: u32,
+    /// Answers of routes with a `cache` kept in memory, headers and 512 bytes each included; read when the first is kept. The least used make room.
+    pub cache_memory_bytes_max: ByteSize,
+    /// Requests that wait for an answer which another request is fetching into a route's `cache`. One more fetches it itself.
+    #[schemars(range(min = 0, max = 1000000))]
+    pub cache_waiting_max: u32,
+    /// Time that such a request waits. It fetches the answer itself then.
+    #[schemars(range(min = 1, max = 600000))]
+    pub cache_wait_ms: u32,
 }
 
 impl Default for Config {
@@ -264,6 +272,9 @@ impl Default for Config {
             last_values_bytes_max: ByteSize(4 << 20),
             spool_bytes_max: ByteSize(4 << 30),
             requests_in_flight_max: 4_096,
+            cache_memory_bytes_max: ByteSize(8 << 20),
+            cache_waiting_max: 1_024,
+            cache_wait_ms: 10_000,
         }
     }
 }

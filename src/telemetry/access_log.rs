@@ -3,7 +3,7 @@
 //!
 //! Text, in fixed columns, `-` for what there is not:
 //! ```text
-//! TIME PEER DEVICE "METHOD HOST TARGET VERSION" STATUS BYTES TOTAL_MS ROUTE ENDPOINT UPSTREAM_MS REQUEST_ID
+//! TIME PEER DEVICE "METHOD HOST TARGET VERSION" STATUS BYTES TOTAL_MS ROUTE ENDPOINT UPSTREAM_MS REQUEST_ID CACHE
 //! ```
 //! or, with `log_format = "json"`, one object with the same names. BYTES is the answer's body as sent, TOTAL_MS the time until its last byte
 //! was handed to the connection, UPSTREAM_MS that until the upstream's answer began. A file that was moved away is opened anew within a second or so.
@@ -52,6 +52,8 @@ pub struct Entry {
     pub endpoint: Option<Arc<str>>,
     pub upstream: Option<Duration>,
     pub request_id: Option<String>,
+    /// What the route's cache did: hit, stale, revalidated, shared, miss, bypass.
+    pub cache: Option<&'static str>,
 }
 
 /// A line that waits for the end of its answer.
@@ -129,6 +131,8 @@ impl Entry {
             None => write!(line, " - "),
         };
         escape(&mut line, self.request_id.as_deref().unwrap_or("-"));
+        line.push(' ');
+        line.push_str(self.cache.unwrap_or("-"));
         line.push('\n');
         line
     }
@@ -154,6 +158,7 @@ impl Entry {
         put("endpoint", self.endpoint.as_deref().into());
         put("upstream_ms", self.upstream.map(millis).into());
         put("request_id", self.request_id.as_deref().into());
+        put("cache", self.cache.into());
         let mut line = Value::Object(object).to_string();
         line.push('\n');
         line
@@ -263,6 +268,7 @@ mod tests {
             endpoint: Some("http://127.0.0.1:3001".into()),
             upstream: Some(Duration::from_micros(1234)),
             request_id: Some("r1".into()),
+            cache: Some("hit"),
         }
     }
 
@@ -270,7 +276,7 @@ mod tests {
     fn a_line_has_its_columns_whatever_a_client_sends() {
         let line = entry("/a?x=\"\u{7f}\n b\\").text(5, Duration::from_millis(2));
         let expected = "2026-11-20T00:00:00.123Z 192.0.2.1 d1 \"GET example.org /a?x=\\x22\\x7f\\x0a\\x20b\\x5c HTTP/1.1\" \
-                        200 5 2.000 api http://127.0.0.1:3001 1.234 r1\n";
+                        200 5 2.000 api http://127.0.0.1:3001 1.234 r1 hit\n";
         assert_eq!(line, expected);
         let bare = Entry {
             device: None,
@@ -279,10 +285,11 @@ mod tests {
             endpoint: None,
             upstream: None,
             request_id: None,
+            cache: None,
             ..entry("/")
         };
         let line = bare.text(0, Duration::ZERO);
-        assert_eq!(line, "2026-11-20T00:00:00.123Z 192.0.2.1 - \"GET - / HTTP/1.1\" 200 0 0.000 - - - -\n");
+        assert_eq!(line, "2026-11-20T00:00:00.123Z 192.0.2.1 - \"GET - / HTTP/1.1\" 200 0 0.000 - - - - -\n");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Entry {
     pub age: Duration,
     pub at_ms: u64,
     /// The count of invalidations when it was asked for.
-    pub seq: u64,
+    pub seq: AtomicU64,
     /// Until then the upstream need not be asked again after an error.
     pub rest_until_ms: AtomicU64,
 }
@@ -129,7 +129,7 @@ impl Entry {
         };
         let terms = Terms { fresh, while_revalidate, if_error, must_revalidate };
         let rest_until_ms = AtomicU64::new(0);
-        Ok(Entry { key, url, status, headers, body, terms, age, at_ms: now_ms, seq: 0, rest_until_ms })
+        Ok(Entry { key, url, status, headers, body, terms, age, at_ms: now_ms, seq: AtomicU64::new(0), rest_until_ms })
     }
 
     /// The URL in the bytes of an entry, or in their beginning; not checked against damage.

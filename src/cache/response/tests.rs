@@ -193,7 +193,7 @@ fn entry() -> Entry {
         },
         age: Duration::from_secs(3),
         at_ms: 5_000,
-        seq: 9,
+        seq: AtomicU64::new(9),
         rest_until_ms: AtomicU64::new(0),
     }
 }

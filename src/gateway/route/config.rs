@@ -7,6 +7,7 @@ use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::template::Template;
+use crate::cache::response::Config as CacheConfig;
 use crate::network::Network;
 use crate::units::{ByteSize, Rate};
 
@@ -64,6 +65,8 @@ pub struct Config {
     pub response_headers: HeaderEdits,
     /// Lets pages of other origins use it (Fetch standard, CORS): preflights are answered here, and the upstream's own CORS headers are replaced.
     pub cors: Option<Cors>,
+    /// Keeps answers to GET and gives them again, also while the upstream is down; `cache = {}` keeps what says itself for how long.
+    pub cache: Option<CacheConfig>,
 }
 
 impl Default for Config {
@@ -91,6 +94,7 @@ impl Default for Config {
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),
             cors: None,
+            cache: None,
         }
     }
 }
@@ -210,6 +214,9 @@ impl Config {
         if self.rewrite.is_some() && self.to.is_empty() {
             add("rewrite", "there is no upstream that would see it".into());
         }
+        if self.cache.is_some() && self.to.is_empty() {
+            add("cache", "there is no upstream whose answers it would keep".into());
+        }
         if self.rate_by == "device" && self.auth == Auth::None {
             add("rate_by", "with auth = \"none\" no device is known".into());
         }
@@ -314,6 +321,7 @@ mod tests {
             (json!({ "name": "a", "to": "x", "path": "api" }), "path"),
             (json!({ "name": "a", "to": "x", "path": "/a", "path_prefix": "/b" }), "path"),
             (json!({ "name": "a", "answer": {}, "rewrite": "/" }), "rewrite"),
+            (json!({ "name": "a", "answer": {}, "cache": {} }), "cache"),
             (json!({ "name": "a", "to": "x", "auth": "none", "rate_by": "device" }), "rate_by"),
             (json!({ "name": "a", "to": "x", "headers": { "a b": "*" } }), "headers"),
             (

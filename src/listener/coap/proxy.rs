@@ -16,7 +16,7 @@
 use std::hash::{Hash, Hasher};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use http::header::{ACCEPT, AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tidegate_coap::option::number;
@@ -206,13 +206,20 @@ fn max_age(headers: &HeaderMap) -> Option<u32> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim);
-    directives.find_map(|directive| {
-        if directive.eq_ignore_ascii_case("no-cache") || directive.eq_ignore_ascii_case("no-store") {
-            return Some(0);
-        }
-        let (name, value) = directive.split_once('=')?;
-        if name.eq_ignore_ascii_case("max-age") { value.trim_matches('"').parse().ok() } else { None }
-    })
+    directives
+        .find_map(|directive| {
+            if directive.eq_ignore_ascii_case("no-cache") || directive.eq_ignore_ascii_case("no-store") {
+                return Some(0);
+            }
+            let (name, value) = directive.split_once('=')?;
+            if name.eq_ignore_ascii_case("max-age") { value.trim_matches('"').parse().ok() } else { None }
+        })
+        // What a cache has kept has used up a part of it.
+        .map(|max_age: u32| max_age.saturating_sub(age(headers)))
+}
+
+fn age(headers: &HeaderMap) -> u32 {
+    headers.get(AGE).and_then(|age| age.to_str().ok()?.trim().parse().ok()).unwrap_or(0)
 }
 
 /// RFC 8075 section 7, table 2, read backwards. A status without a code of its own falls to the first of its class; a redirection is nothing that CoAP could

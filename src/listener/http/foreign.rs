@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use super::Context;
 use super::headers::{self, Passing};
 use super::relay::balancing_key;
+use crate::gateway::cached::{self, Errand};
 use crate::gateway::{ProxyBody, RouteAuth, UpstreamFault};
 use crate::listener::{Relay, RelayFault, Relayed};
 use crate::message::Reject;
@@ -32,6 +33,7 @@ async fn relay(context: &Context, relayed: Relayed) -> Result<Response<Bytes>, R
     let _slot = context.shared.request_slot(requests_max).map_err(RelayFault::Reject)?;
     let Relayed { route, request, peer, is_tls, host, device, mut kept, answer_bytes_max } = relayed;
     let (mut parts, body) = request.into_parts();
+    let url = route.cache.is_some().then(|| cached::url(is_tls, host.as_deref(), &parts.uri));
     let request_id = context.shared.next_request_id();
     let passing = Passing {
         peer: peer.to_canonical(),
@@ -56,7 +58,15 @@ async fn relay(context: &Context, relayed: Relayed) -> Result<Response<Bytes>, R
         None => {
             let body = ProxyBody::new(Full::new(body).map_err(|never| match never {}));
             let deadline = began + route.timeout;
-            let asked = exchange.exchange(&route.to, balancing_key(peer), Request::from_parts(parts, body), deadline);
+            let (balancing, request) = (balancing_key(peer), Request::from_parts(parts, body));
+            let asked = match (&route.cache, url) {
+                (Some(rule), Some(url)) => {
+                    let device = device.as_ref().map(|device| device.id.as_str());
+                    let errand = Errand { route: &route, rule, url, device, balancing, deadline };
+                    context.gateway.cached().exchange(exchange, errand, request)
+                }
+                _ => exchange.exchange(&route.to, balancing, request, deadline),
+            };
             // One deadline for head and body: the asker waits for the whole.
             let whole = tokio::time::timeout_at(deadline.into(), async {
                 let (mut parts, body) = asked.await.map_err(RelayFault::Upstream)?.into_parts();

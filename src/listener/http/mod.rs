@@ -133,6 +133,7 @@ struct Facts {
     endpoint: Option<Arc<str>>,
     upstream: Option<Duration>,
     request_id: Option<HeaderValue>,
+    cache: Option<&'static str>,
 }
 
 /// One connection.
@@ -332,6 +333,7 @@ impl Connection {
             endpoint: None,
             upstream: None,
             request_id: None,
+            cache: None,
         }
     }
 
@@ -361,6 +363,7 @@ impl Facts {
         entry.route = self.route;
         entry.endpoint = self.endpoint;
         entry.upstream = self.upstream;
+        entry.cache = self.cache;
         entry.request_id = self.request_id.and_then(|id| id.to_str().ok().map(str::to_owned));
         match response.body_mut() {
             Body::Download(download) => download.log_at_end(log),

@@ -24,6 +24,7 @@ use super::problem::Refused;
 use super::stream::{Download, Held, Upload, Verdict};
 use super::upgrade::{self, Tunnel};
 use super::{Connection, Facts, identify, millis};
+use crate::gateway::cached::{self, CacheOutcome, Errand};
 use crate::gateway::{BodySize, Kept, ProxyBody, Route, RouteAuth, ServedBy, UpstreamFault, Visit, canonical_path};
 use crate::message::{Action, Device, Reject};
 use crate::telemetry::meters;
@@ -173,6 +174,10 @@ impl Connection {
         let upgrade = wanted.is_some().then(|| hyper::upgrade::on(&mut request));
         let verdict = Arc::new(Verdict::default());
         let (mut parts, body) = request.into_parts();
+        let url = route
+            .cache
+            .is_some()
+            .then(|| cached::url(self.conn.tls.is_some(), headers::host(&parts.uri, &parts.headers), &parts.uri));
         self.address(&mut parts, route, wanted, facts.device.as_deref(), &request_id);
         if let Some(kept) = kept {
             kept.device = facts.device.as_ref().map(|device| device.id.as_str().into());
@@ -189,8 +194,16 @@ impl Connection {
             ProxyBody::new(Upload::new(body, bytes_max, patience, verdict.clone()))
         };
         let key = balancing_key(self.conn.peer.ip());
-        let asked = exchange.exchange(&route.to, key, Request::from_parts(parts, body), began + route.timeout);
-        let answered = asked.await;
+        let request = Request::from_parts(parts, body);
+        let deadline = began + route.timeout;
+        let answered = match (&route.cache, url) {
+            (Some(rule), Some(url)) => {
+                let device = facts.device.as_ref().map(|device| device.id.as_str());
+                let errand = Errand { route, rule, url, device, balancing: key, deadline };
+                self.gateway.cached().exchange(exchange, errand, request).await
+            }
+            _ => exchange.exchange(&route.to, key, request, deadline).await,
+        };
         facts.upstream = Some(began.elapsed());
         let response = match answered {
             Ok(response) => response,
@@ -198,6 +211,7 @@ impl Connection {
                 return Err(verdict.refused(limit, bytes_max).unwrap_or(Refused::Upstream(fault)));
             }
         };
+        facts.cache = response.extensions().get::<CacheOutcome>().map(|outcome| outcome.as_str());
         facts.endpoint = response.extensions().get::<ServedBy>().map(|served_by| served_by.0.clone());
         self.bring_back(response, route, upgrade, held, &request_id)
     }

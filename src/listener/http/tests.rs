@@ -9,6 +9,7 @@ use tidegate_auth::exchange::{ChallengeAnswer, SessionAnswer};
 use tidegate_auth::{CbType, Proto, Transcript, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
+mod cached;
 mod relay;
 mod routes;
 mod smuggling;
@@ -24,7 +25,8 @@ const RULES: &str = r##"[
     {"name": "operators", "who": ["role:operator"], "do": ["publish", "subscribe", "read", "command"], "on": ["dev/#", "plant/#"]},
     {"name": "not there", "effect": "deny", "who": ["anyone"], "do": ["publish"], "on": ["plant/forbidden"]},
     {"name": "its own files", "who": ["role:sensor"], "do": ["GET", "POST"], "on": ["/api/{device}/*"], "bytes_max": 8},
-    {"name": "small", "who": ["role:operator"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4}
+    {"name": "small", "who": ["role:operator"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4},
+    {"name": "maps", "who": ["role:sensor"], "do": ["GET"], "on": ["/maps/*"]}
 ]"##;
 
 struct Fixture {

@@ -78,7 +78,7 @@ impl Pretend {
     }
 }
 
-fn whole(bytes: impl Into<Bytes>) -> ProxyBody {
+pub fn whole(bytes: impl Into<Bytes>) -> ProxyBody {
     ProxyBody::new(Full::new(bytes.into()).map_err(|never| match never {}))
 }
 
