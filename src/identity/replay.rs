@@ -1,8 +1,8 @@
 //! `replay.db`: the JWTs and the numbers of signed messages that have been used, so that they stay used over a restart. The other door to SQLite.
 //!
-//! What decides is the set in memory; this is its memory. The watching thread writes in batches, at most a few milliseconds after the login, and
+//! What decides is the set in memory; this is its memory. The watching thread writes in batches, some 20 ms after the login at the latest, and
 //! without an fsync for each: `kill -9` keeps what was written, a power cut may lose the last of it. So the worst case is a JWT that works twice
-//! if the power fails in the moment after its first use, and whoever holds it has read it off an unencrypted wire.
+//! if the gateway or its power fails in the moment after its first use, and whoever holds it has read it off an unencrypted wire.
 //! The file can be lost without harm to anything else: if it is damaged it is put aside and begun anew, with a warning.
 
 use std::fs::{self, OpenOptions};
