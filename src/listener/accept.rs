@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::detect::{Refusal, detect};
 use super::permits::{Permit, Permits};
-use super::{ConnectionInfo, Listener, Serve};
+use super::{ConnectionInfo, Listener, Serve, Serving};
 use crate::telemetry::{self, meters};
 use crate::worker::Worker;
 
@@ -88,8 +88,7 @@ async fn accept<S: Serve>(
         match admit(&listener, peer, &permits, &serve) {
             Ok(permit) => {
                 meters().connections.increment(1);
-                let connection =
-                    connection(stream, peer, listener.clone(), permit, serve.clone(), shutdown.child_token());
+                let connection = connection(stream, peer, listener.clone(), permit, serve.clone(), shutdown.clone());
                 worker.tasks.spawn("connection", connection);
             }
             Err(refusal) => refuse(refusal, peer),
@@ -115,41 +114,52 @@ fn admit<S: Serve>(
     Ok(permit)
 }
 
-async fn connection<S: Serve>(
+/// A connection's task. Not an async function: that would keep its arguments, and what serves the connection has them already. Boxed, for the task around
+/// it keeps room for its future twice.
+fn connection<S: Serve>(
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Arc<Listener>,
+    permit: Permit,
+    serve: S,
+    shutdown: CancellationToken,
+) -> Serving {
+    let begun = Box::pin(begin(stream, peer, listener, permit, serve, shutdown));
+    Box::pin(async move {
+        match begun.await {
+            Ok((serving, _permit)) => serving.await,
+            Err(refusal) => refuse(refusal, peer),
+        }
+    })
+}
+
+/// Finds out what is spoken, and who is to serve it.
+async fn begin<S: Serve>(
     stream: TcpStream,
     peer: SocketAddr,
     listener: Arc<Listener>,
     mut permit: Permit,
     serve: S,
     shutdown: CancellationToken,
-) {
+) -> Result<(Serving, Permit), Refusal> {
     // Small answers must not wait for the peer's delayed acknowledgement. A failure here means that the peer is gone.
     let _ = stream.set_nodelay(true);
-    let Ok(local) = stream.local_addr() else { return };
-    // Boxed, so that the handshake's state is gone while the connection lives.
-    let serving = Box::pin(async {
-        let limits = serve.limits();
-        let mut conn = ConnectionInfo { peer, local, listener, tls: None };
-        let admit = |address| {
-            serve.admit(address)?;
-            if permit.count_for(address, limits.connections_per_address_max) {
-                Ok(())
-            } else {
-                Err(Refusal::ConnectionsPerAddressMax)
-            }
-        };
-        let detected = tokio::select! {
-            detected = detect(stream, &mut conn, &limits, admit) => detected?,
-            () = shutdown.cancelled() => return Err(Refusal::ShuttingDown),
-        };
-        Ok(serve.serve(detected.spoken, detected.io, detected.prefix, conn, shutdown.clone()))
-    })
-    .await;
-    match serving {
-        Ok(serving) => serving.await,
-        Err(refusal) => refuse(refusal, peer),
-    }
-    drop(permit);
+    let local = stream.local_addr().map_err(|_| Refusal::Closed)?;
+    let limits = serve.limits();
+    let mut conn = ConnectionInfo { peer, local, listener, tls: None };
+    let admit = |address| {
+        serve.admit(address)?;
+        if permit.count_for(address, limits.connections_per_address_max) {
+            Ok(())
+        } else {
+            Err(Refusal::ConnectionsPerAddressMax)
+        }
+    };
+    let detected = tokio::select! {
+        detected = detect(stream, &mut conn, &limits, admit) => detected?,
+        () = shutdown.cancelled() => return Err(Refusal::ShuttingDown),
+    };
+    Ok((serve.serve(detected.spoken, detected.io, detected.prefix, conn, shutdown), permit))
 }
 
 fn refuse(refusal: Refusal, peer: SocketAddr) {

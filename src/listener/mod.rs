@@ -195,6 +195,10 @@ impl Listener {
     }
 }
 
+/// A connection while it is served. Boxed by what serves it and not in an async function, which would keep its arguments: a connection's memory is that
+/// of its own protocol.
+pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What the listeners serve: the gateway's adapters, or a recorder in tests.
 pub trait Serve: Clone + Send + Sync + 'static {
     /// The limits now in force.
@@ -214,7 +218,7 @@ pub trait Serve: Clone + Send + Sync + 'static {
         prefix: BytesMut,
         conn: ConnectionInfo,
         shutdown: CancellationToken,
-    ) -> impl Future<Output = ()> + Send
+    ) -> Serving
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
@@ -263,13 +267,7 @@ impl Adapters {
         coap::Context { gateway: self.gateway.clone(), relay }
     }
 
-    fn serve_mqtt<IO>(
-        &self,
-        io: IO,
-        prefix: BytesMut,
-        conn: ConnectionInfo,
-        shutdown: CancellationToken,
-    ) -> Pin<Box<dyn Future<Output = ()> + Send>>
+    fn serve_mqtt<IO>(&self, io: IO, prefix: BytesMut, conn: ConnectionInfo, shutdown: CancellationToken) -> Serving
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -302,13 +300,12 @@ impl Serve for Adapters {
         prefix: BytesMut,
         conn: ConnectionInfo,
         shutdown: CancellationToken,
-    ) -> impl Future<Output = ()> + Send
+    ) -> Serving
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let context = self.http.clone();
-        // Boxed here and not in an async function, which would keep its arguments: a connection's task is as large as its own adapter.
-        let serving: Pin<Box<dyn Future<Output = ()> + Send>> = match spoken {
+        match spoken {
             Spoken::Http1 => {
                 let adapters = self.clone();
                 Box::pin(async move {
@@ -323,8 +320,7 @@ impl Serve for Adapters {
             Spoken::Http2 => Box::pin(http::serve_http2(io, prefix, conn, context, shutdown)),
             Spoken::CoapTcp => Box::pin(coap::serve(io, prefix, conn, self.coap(), shutdown)),
             Spoken::Mqtt => self.serve_mqtt(io, prefix, conn, shutdown),
-        };
-        serving
+        }
     }
 
     async fn serve_datagrams(&self, socket: std::net::UdpSocket, listener: Arc<Listener>, shutdown: CancellationToken) {

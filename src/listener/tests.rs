@@ -303,26 +303,29 @@ impl Serve for Greeter {
         Ok(())
     }
 
-    async fn serve<IO>(
+    fn serve<IO>(
         &self,
         spoken: Spoken,
         mut io: IO,
         prefix: BytesMut,
         _conn: ConnectionInfo,
         shutdown: CancellationToken,
-    ) where
+    ) -> Serving
+    where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        assert!(!prefix.starts_with(b"GET /panic"), "on purpose");
-        let _ = io.write_all(format!("{spoken:?}\n").as_bytes()).await;
-        if prefix.starts_with(b"GET /deaf") {
-            std::future::pending::<()>().await;
-        }
-        let mut rest = [0; 64];
-        tokio::select! {
-            _ = io.read(&mut rest) => {}
-            () = shutdown.cancelled() => { let _ = io.write_all(b"bye\n").await; }
-        }
+        Box::pin(async move {
+            assert!(!prefix.starts_with(b"GET /panic"), "on purpose");
+            let _ = io.write_all(format!("{spoken:?}\n").as_bytes()).await;
+            if prefix.starts_with(b"GET /deaf") {
+                std::future::pending::<()>().await;
+            }
+            let mut rest = [0; 64];
+            tokio::select! {
+                _ = io.read(&mut rest) => {}
+                () = shutdown.cancelled() => { let _ = io.write_all(b"bye\n").await; }
+            }
+        })
     }
 
     async fn serve_group(&self, _: std::net::UdpSocket, _: Arc<Listener>, _: CancellationToken) {}

@@ -24,7 +24,7 @@ mod session;
 mod tests;
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -37,7 +37,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use crate::gateway::{Gateway, Limits, MqttPending};
-use crate::listener::ConnectionInfo;
+use crate::listener::{ConnectionInfo, Serving};
 use crate::telemetry::meters;
 use link::{Engine, Link, now};
 use login::{Entered, Step};
@@ -134,7 +134,7 @@ pub fn serve<IO>(
     gateway: Arc<Gateway>,
     shared: Arc<Shared>,
     shutdown: CancellationToken,
-) -> Pin<Box<dyn Future<Output = ()> + Send>>
+) -> Serving
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
