@@ -175,8 +175,8 @@ gate_demo() { # the README's first command
   grep -qE '(^|[^0-9])0 lost|lost:? +0([^0-9]|$)' "$log" || fail "demo does not say that nothing was lost (see $log)"
 }
 
-gate_bench-smoke() { # the benchmark suite runs; its figures mean nothing at this length
-  need_debian mosquitto:mosquitto nginx:nginx wrk:wrk
+gate_bench-smoke() { # the benchmark suite runs; its times mean nothing at this length, its instruction counts have to be kept
+  need_debian mosquitto:mosquitto nginx:nginx wrk:wrk valgrind:valgrind
   cargo build -q --release --locked -p tidegate -p tidegate-bench
   cargo run -q --release --locked -p tidegate-bench -- all --seconds "${BENCH_SECONDS:-1}" --rounds 1 </dev/null
 }

@@ -1,7 +1,7 @@
 //! The benchmark suite of `docs/benchmarks.md`: Tidegate and its peers under the same load, in turn, as ratios.
 //!
 //! ```text
-//! cargo run --release -p tidegate-bench -- all|http|mqtt|coap|durable|idle|policy... [--seconds N] [--rounds N] [--json FILE]
+//! cargo run --release -p tidegate-bench -- all|http|mqtt|coap|durable|idle|policy|path... [--seconds N] [--rounds N] [--json FILE]
 //!                                          [--only TEXT] [--build NAME=PATH]...
 //! ```
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // figures, not addresses
@@ -16,6 +16,7 @@ mod http;
 mod idle;
 mod mqtt;
 mod origin;
+mod path;
 mod peers;
 mod policy;
 mod process;
@@ -52,17 +53,18 @@ impl std::error::Error for Failure {}
 
 type Suite = (&'static str, fn(&Options) -> Vec<Section>);
 
-const SUITES: [Suite; 6] = [
+const SUITES: [Suite; 7] = [
     ("http", |options| vec![http::run(options)]),
     ("mqtt", |options| vec![mqtt::run(options), mqtt::run_idle_connections(options)]),
     ("coap", |options| vec![coap::run(options)]),
     ("durable", |options| vec![durable::run(options)]),
     ("idle", |options| vec![idle::run(options)]),
     ("policy", |_| vec![policy::run()]),
+    ("path", |_| vec![path::run()]),
 ];
 
 const USAGE: &str =
-    "usage: tidegate-bench all|http|mqtt|coap|durable|idle|policy... [--seconds N] [--rounds N] [--json FILE] \
+    "usage: tidegate-bench all|http|mqtt|coap|durable|idle|policy|path... [--seconds N] [--rounds N] [--json FILE] \
                      [--only TEXT] [--build NAME=PATH]...
   --seconds  length of one measurement [3]
   --rounds   how often each server has its turn [3]
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.first().map(String::as_str) {
         Some(peers::RUMQTTD) => peers::serve_rumqttd(arguments.get(1).map_or("", String::as_str)).map(|()| true),
         Some(peers::ORIGINS) => origin::serve(&arguments[1..]).map(|()| true),
+        Some(path::STEP) => path::serve(&arguments[1..]).map(|()| true),
         _ => run(arguments),
     };
     match outcome {

@@ -39,7 +39,7 @@ pub fn run() -> Section {
 
 /// Nanoseconds per decision, from memory and anew: the least of a few rounds, for noise only adds.
 fn measure() -> Result<(f64, f64)> {
-    let policy = Policy::compile(rules()?).map_err(|problems| Failure::new(format!("{problems:?}")))?;
+    let policy = Policy::compile(rules("10/s burst 20")?).map_err(|problems| Failure::new(format!("{problems:?}")))?;
     let devices: Vec<Device> = (0..64).map(device).collect::<Result<_>>()?;
     let topics: Vec<String> = devices.iter().map(|device| format!("dev/{}/telemetry/climate", device.id)).collect();
     let mut caches: Vec<DecisionCache> = devices.iter().map(|_| DecisionCache::new()).collect();
@@ -85,7 +85,7 @@ fn device(index: usize) -> Result<Device> {
 }
 
 /// What decides stands in the middle of rules for other roles, attributes, devices and topics.
-fn rules() -> Result<Vec<RuleSource>> {
+pub fn rules(rate: &str) -> Result<Vec<RuleSource>> {
     (0..RULES)
         .map(|number| {
             let (who, on) = match number % 4 {
@@ -95,7 +95,8 @@ fn rules() -> Result<Vec<RuleSource>> {
                 2 => (format!("device:machine-{number}"), format!("dev/machine-{number}/#")),
                 _ => ("role:sensor".to_owned(), format!("plant/{number}/line/+/state")),
             };
-            let rule = json!({ "name": format!("rule {number}"), "who": [who], "do": ["publish"], "on": [on], "rate": "10/s burst 20" });
+            let rule =
+                json!({ "name": format!("rule {number}"), "who": [who], "do": ["publish"], "on": [on], "rate": rate });
             Ok(RuleSource { rule: serde_json::from_value(rule)?, file: "bench".into(), line: number as u32 + 1 })
         })
         .collect()
