@@ -15,16 +15,23 @@ pub struct Block {
     /// 0 to 2^20 - 1.
     pub number: u32,
     pub more: bool,
-    /// 0 to 6: 16 to 1024 bytes.
+    /// 0 to 6: 16 to 1024 bytes; [`Block::BERT`].
     pub exponent: u8,
 }
 
 impl Block {
+    /// Over reliable transports: several blocks of 1024 bytes in one message (RFC 8323 section 6).
+    pub const BERT: u8 = 7;
+
     /// `None` for more than three bytes and for the exponent 7, which is reserved over UDP (section 2.2).
     pub fn parse(value: &[u8]) -> Option<Self> {
+        Self::parse_reliable(value).filter(|block| block.exponent != Self::BERT)
+    }
+
+    /// The same over a reliable transport.
+    pub fn parse_reliable(value: &[u8]) -> Option<Self> {
         let bits = (value.len() <= 3).then(|| option::uint32(value)).flatten()?;
-        let exponent = (bits & 7) as u8;
-        (exponent < 7).then_some(Block { number: bits >> 4, more: bits & 8 != 0, exponent })
+        Some(Block { number: bits >> 4, more: bits & 8 != 0, exponent: (bits & 7) as u8 })
     }
 
     pub fn bits(self) -> u32 {

@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::bert;
 use crate::block::Block;
 use crate::build::Builder;
 use crate::code::Code;
@@ -348,7 +349,9 @@ impl Calls {
             }
         }
         let etag = contents.first(number::ETAG).unwrap_or_default();
-        let block2 = contents.first(number::BLOCK2).and_then(Block::parse);
+        // Who has no time to keep speaks over a reliable transport.
+        let parse = if now.is_some() { Block::parse } else { Block::parse_reliable };
+        let block2 = contents.first(number::BLOCK2).and_then(parse);
         let reply = |payload, observed, partial| {
             Heard::Reply(Reply {
                 call: id,
@@ -392,7 +395,7 @@ impl Calls {
         }
         let fits = block.offset() == pending.body.len()
             && (block.number == 0 || pending.etag == etag)
-            && (!block.more || contents.payload.len() == block.bytes());
+            && (!block.more || bert::fits(block, contents.payload.len()));
         if !fits {
             return Heard::Failed(id, CallError::Broken);
         }
@@ -400,7 +403,8 @@ impl Calls {
         self.bytes += more;
         pending.etag = etag.to_vec();
         if block.more {
-            pending.down = Some(Block { number: block.number + 1, more: false, exponent: block.exponent });
+            let number = (pending.body.len() / block.bytes()) as u32;
+            pending.down = Some(Block { number, more: false, exponent: block.exponent });
             return Heard::GoOn(id);
         }
         let body = self.complete(id).map(|pending| pending.body).unwrap_or_default();

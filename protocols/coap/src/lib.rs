@@ -9,6 +9,7 @@
 //! Deliberately not here: who may do what (the application decides on each [`Request`]), DTLS and OSCORE.
 
 mod answer;
+mod bert;
 pub mod block;
 pub mod build;
 pub mod client;

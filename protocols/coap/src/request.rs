@@ -90,6 +90,15 @@ pub(crate) struct Inspected<'d> {
 
 /// Walks the options once.
 pub(crate) fn inspect<'d>(contents: Contents<'d>) -> Result<Inspected<'d>, Refused> {
+    inspect_with(contents, Block::parse)
+}
+
+/// The same, of a request over a reliable transport.
+pub(crate) fn inspect_reliable<'d>(contents: Contents<'d>) -> Result<Inspected<'d>, Refused> {
+    inspect_with(contents, Block::parse_reliable)
+}
+
+fn inspect_with<'d>(contents: Contents<'d>, block: fn(&[u8]) -> Option<Block>) -> Result<Inspected<'d>, Refused> {
     if !contents.code.is_known_method() {
         return Err(Refused::MethodNotAllowed);
     }
@@ -112,8 +121,8 @@ pub(crate) fn inspect<'d>(contents: Contents<'d>) -> Result<Inspected<'d>, Refus
             continue;
         }
         match n {
-            number::BLOCK1 => block1 = Some(Block::parse(value).ok_or(Refused::BadOption)?),
-            number::BLOCK2 => block2 = Some(Block::parse(value).ok_or(Refused::BadOption)?),
+            number::BLOCK1 => block1 = Some(block(value).ok_or(Refused::BadOption)?),
+            number::BLOCK2 => block2 = Some(block(value).ok_or(Refused::BadOption)?),
             number::URI_HOST | number::URI_QUERY if std::str::from_utf8(value).is_err() => {
                 return Err(Refused::BadOption);
             }

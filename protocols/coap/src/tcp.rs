@@ -2,7 +2,7 @@
 //!
 //! There are no message ids, acknowledgements or retransmissions here; TCP does that. The output buffer is bounded: requests are not read while it is
 //! over `output_bytes_max` ([`Connection::wants_input`]), and an observer whose value finds no room is asked for the latest one once there is.
-//! Not here: BERT and Block1, because Max-Message-Size allows whole bodies.
+//! Bodies above Max-Message-Size go in blocks, and several blocks in one message (BERT).
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -10,7 +10,8 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::answer::{Token, slice};
-use crate::block::Block;
+use crate::bert::{self, Transfers};
+use crate::block::{Block, Untaken};
 use crate::build::{Builder, extend};
 use crate::client::{Call, CallId, CallLimits, Calls, CallsFull, Heard, Reply};
 use crate::code::Code;
@@ -79,10 +80,13 @@ pub enum Received<'d> {
 #[derive(Clone, Debug)]
 struct Asked {
     token: Token,
-    code: Code,
     register: bool,
     no_response: u8,
+    block1: Option<Block>,
     block2: Option<Block>,
+    body_key: u64,
+    /// The application is not asked again for the later blocks of its answer.
+    keep: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +95,13 @@ struct Observer {
     sequence: u32,
     /// A value found no room.
     stale: bool,
+}
+
+impl Asked {
+    fn new(token: Token, code: Code) -> Self {
+        let keep = code != Code::GET;
+        Asked { token, register: false, no_response: 0, block1: None, block2: None, body_key: 0, keep }
+    }
 }
 
 /// See the module documentation.
@@ -105,10 +116,13 @@ pub struct Connection {
     requests: Slots<Asked>,
     observers: Slots<Observer>,
     calls: Calls,
+    transfers: Transfers,
     events: VecDeque<Event>,
     greeted: bool,
     /// The peer's Max-Message-Size.
     peer_message_bytes_max: usize,
+    /// The peer's CSM has Block-Wise-Transfer.
+    peer_blocks: bool,
 }
 
 impl Connection {
@@ -126,10 +140,15 @@ impl Connection {
             events: VecDeque::new(),
             greeted: false,
             peer_message_bytes_max: MESSAGE_BYTES_BASE,
+            peer_blocks: false,
+            transfers: Transfers::new(config.message_bytes_max),
             config,
         };
         let size = u32::try_from(connection.config.message_bytes_max).unwrap_or(u32::MAX);
-        let abilities = [(CSM_MAX_MESSAGE_SIZE, size), (CSM_EXTENDED_TOKEN_LENGTH, TOKEN_BYTES_MAX as u32)];
+        let token_bytes_max = TOKEN_BYTES_MAX as u32;
+        // Block-Wise-Transfer is empty, as zero is.
+        let abilities =
+            [(CSM_MAX_MESSAGE_SIZE, size), (CSM_BLOCK_WISE_TRANSFER, 0), (CSM_EXTENDED_TOKEN_LENGTH, token_bytes_max)];
         connection.signal(Code::CSM, &[], &abilities, &[]);
         connection
     }
@@ -257,7 +276,7 @@ impl Connection {
             location_path: &location,
             ..Response::new(notification.code).content(notification.content_format, &notification.payload)
         };
-        let asked = Asked { token, code: Code::GET, register: true, no_response: 0, block2: None };
+        let asked = Asked { register: true, ..Asked::new(token, Code::GET) };
         self.finish(&asked, &response, (!ends).then_some(sequence));
         if let Delivery::Each { ticket } = notification.delivery {
             self.events.push_back(Event::Delivered { observer: id, ticket });
@@ -332,14 +351,8 @@ impl Connection {
             write_frame(&mut self.out, Code::BAD_REQUEST, contents.token, &[]);
             return Received::Nothing;
         }
-        let mut asked = Asked {
-            token: Token::new(contents.token),
-            code: contents.code,
-            register: false,
-            no_response: 0,
-            block2: None,
-        };
-        let inspected = match request::inspect(contents) {
+        let mut asked = Asked::new(Token::new(contents.token), contents.code);
+        let inspected = match request::inspect_reliable(contents) {
             Ok(inspected) => inspected,
             Err(refused) => {
                 self.finish(&asked, &Response::new(refused.code()), None);
@@ -347,21 +360,20 @@ impl Connection {
             }
         };
         asked.no_response = inspected.no_response;
+        asked.block1 = inspected.block1;
         asked.block2 = inspected.block2;
         asked.register = inspected.observe == Some(Observe::Register);
-        let refusal = match (inspected.block1, asked.block2) {
-            // Our CSM did not announce Block-Wise-Transfer.
-            (Some(block), _) if block.more || block.number > 0 => {
-                let size = u32::try_from(self.config.message_bytes_max).unwrap_or(u32::MAX);
-                Some(Response::new(Code::REQUEST_ENTITY_TOO_LARGE).size1(size))
+        let is_later = asked.block2.is_some_and(|block| block.number > 0);
+        if asked.keep || asked.block1.is_some() || is_later {
+            asked.body_key = self.transfers.key(&contents);
+        }
+        let mut payload = Cow::Borrowed(contents.payload);
+        if let Some(block) = asked.block1 {
+            match self.take_block(&asked, block, contents.payload) {
+                Some(body) => payload = Cow::Owned(body),
+                None => return Received::Nothing,
             }
-            (_, Some(block)) if block.number > 0 && contents.code != Code::GET => {
-                Some(Response::new(Code::REQUEST_ENTITY_INCOMPLETE))
-            }
-            _ => None,
-        };
-        if let Some(refusal) = refusal {
-            self.finish(&asked, &refusal, None);
+        } else if is_later && self.respond_kept(&asked) {
             return Received::Nothing;
         }
         if inspected.observe == Some(Observe::Deregister) {
@@ -378,9 +390,52 @@ impl Connection {
             confirmable: true,
             contents,
             path: inspected.path,
-            payload: Cow::Borrowed(contents.payload),
+            payload,
             observe: inspected.observe,
         })
+    }
+
+    /// Keeps the answer to this request, when it goes out in blocks, for the requests of the others.
+    pub fn keep_answer(&mut self, request: &Request<'_>) {
+        let body_key = self.transfers.key(&request.contents);
+        if let Some(asked) = self.requests.get_mut(request.handle.0) {
+            (asked.body_key, asked.keep) = (body_key, true);
+        }
+    }
+
+    /// A block of a request's body; the whole of it when this was the last.
+    fn take_block(&mut self, asked: &Asked, block: Block, piece: &[u8]) -> Option<Vec<u8>> {
+        let taken = match bert::fits(block, piece.len()) {
+            true => self.transfers.take(asked.body_key, block, piece),
+            false => {
+                self.finish(asked, &Response::new(Code::BAD_REQUEST), None);
+                return None;
+            }
+        };
+        let response = match taken {
+            Ok(Some(body)) => return Some(body),
+            Ok(None) => Response::new(Code::CONTINUE),
+            Err(Untaken::TooLarge(limit)) => {
+                Response::new(Code::REQUEST_ENTITY_TOO_LARGE).size1(u32::try_from(limit).unwrap_or(u32::MAX))
+            }
+            Err(Untaken::Incomplete | Untaken::Full) => Response::new(Code::REQUEST_ENTITY_INCOMPLETE),
+        };
+        self.finish(asked, &response, None);
+        None
+    }
+
+    /// A later block of an answer that was kept; false when the application is to be asked.
+    fn respond_kept(&mut self, asked: &Asked) -> bool {
+        match self.transfers.take_kept(asked.body_key) {
+            Some((code, content_format, bytes)) => {
+                let asked = Asked { keep: true, ..asked.clone() };
+                self.finish(&asked, &Response::new(code).content(content_format, &bytes), None);
+            }
+            // Asking again would repeat its effect.
+            None if asked.keep => self.finish(asked, &Response::new(Code::REQUEST_ENTITY_INCOMPLETE), None),
+            None => return false,
+        }
+        true
     }
 
     /// Signalling messages (section 5). An unknown critical option aborts, an elective one is ignored; so are unknown signals with only elective ones.
@@ -392,6 +447,7 @@ impl Connection {
                     self.peer_message_bytes_max = size.max(MESSAGE_BYTES_LEAST);
                     self.calls.set_block_bytes_max(self.peer_message_bytes_max.saturating_sub(OVERHEAD_BYTES));
                 }
+                (Code::CSM, CSM_BLOCK_WISE_TRANSFER) => self.peer_blocks = true,
                 (_, number) if option::is_critical(number) => {
                     let bad = (contents.code == Code::CSM).then_some(number);
                     return Err(self.abort("unknown critical option in a signal", bad));
@@ -421,10 +477,15 @@ impl Connection {
         // Whole where the peer takes it whole; otherwise in blocks of the largest size that fits, at its request.
         let overhead_bytes = OVERHEAD_BYTES + asked.token.as_slice().len();
         let whole = response.payload.len() + overhead_bytes <= self.peer_message_bytes_max;
+        let room_bytes = self.peer_message_bytes_max.saturating_sub(overhead_bytes);
+        let peer_berts = self.peer_blocks && self.peer_message_bytes_max > MESSAGE_BYTES_BASE;
         let sliced = match asked.block2 {
             None if whole => Ok((response.payload, None)),
+            block2 if peer_berts && block2.is_none_or(|block| block.exponent == Block::BERT) => {
+                bert::slice(block2, room_bytes, response)
+            }
             block2 => {
-                let fits = Block::exponent_for(self.peer_message_bytes_max.saturating_sub(overhead_bytes));
+                let fits = Block::exponent_for(room_bytes);
                 slice(block2, block2.map_or(fits, |b| b.exponent.min(fits)), response)
             }
         };
@@ -432,14 +493,17 @@ impl Connection {
             Ok((piece, block2)) => (*response, piece, block2),
             Err(()) => (Response::new(Code::BAD_REQUEST), &[][..], None),
         };
-        // What is not a GET cannot be asked for again without its effect, so the rest of a long answer is lost; say so by an error.
-        let (response, piece, block2) = match block2.filter(|b| b.more && asked.code != Code::GET) {
-            Some(_) => (Response::new(Code::INTERNAL_SERVER_ERROR), &[][..], None),
-            None => (response, piece, block2),
-        };
+        if asked.keep && block2.is_some_and(|block| block.more) {
+            self.transfers.keep(asked.body_key, &response);
+        }
+        let wants_etag = block2.is_some() && (asked.keep || response.etag.is_empty());
+        let etag = wants_etag.then(|| self.transfers.etag(response.payload));
+        let response = Response { etag: etag.as_ref().map_or(response.etag, |e| e), ..response };
         let added = Added {
             observe,
-            block1: None,
+            block1: asked
+                .block1
+                .map(|block| Block { more: block.more && response.code == Code::CONTINUE, ..block }.bits()),
             block2: block2.map(Block::bits),
             size2: block2.and(u32::try_from(response.payload.len()).ok()),
         };
@@ -550,6 +614,7 @@ fn write_frame(out: &mut Vec<u8>, code: Code, token: &[u8], body: &[u8]) {
 
 const TOKEN_LENGTH_RESERVED: u8 = 15;
 const CSM_MAX_MESSAGE_SIZE: u16 = 2;
+const CSM_BLOCK_WISE_TRANSFER: u16 = 4;
 /// RFC 8974 section 2.2.1.
 const CSM_EXTENDED_TOKEN_LENGTH: u16 = 6;
 const ABORT_BAD_CSM_OPTION: u16 = 2;
@@ -561,11 +626,14 @@ const MESSAGE_BYTES_LEAST: usize = 128;
 const OVERHEAD_BYTES: usize = 96;
 
 #[cfg(test)]
+mod blocks;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::option::number;
 
-    fn frame(code: Code, token: &[u8], options: &[(u16, &[u8])], payload: &[u8]) -> Vec<u8> {
+    pub fn frame(code: Code, token: &[u8], options: &[(u16, &[u8])], payload: &[u8]) -> Vec<u8> {
         let (mut body, mut out) = (Vec::new(), Vec::new());
         let mut builder = Builder::body(&mut body);
         for (number, value) in options {
@@ -585,10 +653,10 @@ mod tests {
     }
 
     /// Code, token, options and payload.
-    type Sent = (Code, Vec<u8>, Vec<(u16, Vec<u8>)>, Vec<u8>);
+    pub type Sent = (Code, Vec<u8>, Vec<(u16, Vec<u8>)>, Vec<u8>);
 
     /// Each message in the output.
-    fn sent(connection: &mut Connection) -> Vec<Sent> {
+    pub fn sent(connection: &mut Connection) -> Vec<Sent> {
         let output = connection.output().to_vec();
         connection.handle_sent(output.len());
         let mut left = &output[..];
@@ -607,7 +675,11 @@ mod tests {
     #[test]
     fn our_first_message_is_a_csm_with_our_limit() {
         let connection = Connection::new(Config::default(), "192.0.2.1:1".parse().unwrap());
-        assert_eq!(connection.output(), b"\x70\xe1\x23\x04\x00\x00\x42\x01\x00", "256 KiB, tokens of 256 bytes");
+        assert_eq!(
+            connection.output(),
+            b"\x80\xe1\x23\x04\x00\x00\x20\x22\x01\x00",
+            "256 KiB, blocks, tokens of 256 bytes"
+        );
     }
 
     #[test]
@@ -742,6 +814,6 @@ mod tests {
         connection.respond(request.handle, &Response::new(Code::CONTENT).content(None, &[7; 5000])).unwrap();
         let answer = sent(&mut connection).remove(0);
         assert_eq!(answer.3.len(), 1024);
-        assert_eq!(answer.2[0], (number::BLOCK2, vec![0x0e]));
+        assert_eq!(answer.2[1], (number::BLOCK2, vec![0x0e]), "behind its ETag");
     }
 }

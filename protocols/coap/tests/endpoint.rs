@@ -336,6 +336,23 @@ fn an_observer_with_a_long_token_is_notified_and_removed_by_it() {
 }
 
 #[test]
+fn two_bodies_with_their_own_request_tags_do_not_mix() {
+    let mut bench = Bench::known(Config::default());
+    let mut block = |tag: &[u8], n: u8, more: bool, piece: &[u8]| {
+        let value = [n << 4 | u8::from(more) << 3];
+        let options: [(u16, &[u8]); 3] =
+            [(number::URI_PATH, b"x"), (number::BLOCK1, &value[..]), (number::REQUEST_TAG, tag)];
+        bench.ask(Kind::Confirmable, Code::PUT, &options, piece)
+    };
+    assert!(block(b"1", 0, true, &[1; 16]).is_some_and(|got| got.upload));
+    assert!(block(b"2", 0, true, &[2; 16]).is_some_and(|got| got.upload));
+    let first = block(b"1", 1, false, b"one").unwrap();
+    let second = block(b"2", 1, false, b"two").unwrap();
+    assert_eq!(first.payload, [&[1; 16][..], b"one"].concat());
+    assert_eq!(second.payload, [&[2; 16][..], b"two"].concat());
+}
+
+#[test]
 fn a_ping_is_reset_and_strays_are_dropped() {
     let mut bench = Bench::new(Config::default());
     bench.empty(Kind::Confirmable, 0x1234);

@@ -74,8 +74,9 @@ impl Engine for Connection {
     /// TCP's handshake has shown it.
     fn validate(&mut self, _: Instant, _: SocketAddr) {}
 
-    /// Blocks are for peers that take no more than that; over TCP few do.
-    fn keep_answer(&mut self, _: &Request<'_>) {}
+    fn keep_answer(&mut self, request: &Request<'_>) {
+        Connection::keep_answer(self, request);
+    }
 }
 
 /// Answers a request, now or when its outcome is known.
