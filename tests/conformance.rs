@@ -34,7 +34,7 @@ fn every_test_that_the_mqtt_list_names_exists() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// A test stands there as `FILE::NAME`, with the name of its file, or one of three that the list explains.
+/// A test stands there as `FILE::NAME`, with the name of its file, or one of those that the list explains.
 #[test]
 fn every_test_that_the_coap_list_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -51,11 +51,16 @@ fn every_test_that_the_coap_list_names_exists() {
             "stream" => "tcp",
             "interop" => "interop_coap",
             "group" => "interop_coap_multicast",
+            "devices" => "interop_coap_devices",
+            "mapping" => "device_http",
+            "directory" => "mod",
             file => file,
         };
         let known = by_file.entry(stem.to_owned()).or_insert_with(|| {
             let mut known = BTreeSet::new();
-            for folder in ["src/listener/coap", "src/identity", "tests", "protocols/coap", "protocols/auth"] {
+            for folder in
+                ["src/listener/coap", "src/directory", "src/identity", "tests", "protocols/coap", "protocols/auth"]
+            {
                 collect_of(&root.join(folder), Some(stem), &mut known);
             }
             known

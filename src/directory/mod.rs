@@ -110,10 +110,14 @@ impl<V> Directory<V> {
         Ok(serial)
     }
 
-    /// Renews a registration; false where there is none.
-    pub fn renew(&mut self, id: &DeviceId, renewal: Renewal<V>, now: Instant) -> bool {
+    /// Renews a registration; `None` where there is none. At another address it is another one.
+    pub fn renew(&mut self, id: &DeviceId, renewal: Renewal<V>, now: Instant) -> Option<&Registration<V>> {
         self.expire(now);
-        let Some(row) = self.rows.get_mut(id) else { return false };
+        let row = self.rows.get_mut(id)?;
+        if row.base != renewal.base {
+            self.serial += 1;
+            row.serial = self.serial;
+        }
         self.expiries.remove(&(row.expires, id.clone()));
         row.lifetime = renewal.lifetime_secs.map_or(row.lifetime, seconds);
         row.expires = now + row.lifetime;
@@ -123,7 +127,7 @@ impl<V> Directory<V> {
             row.attributes = renewal.attributes;
         }
         self.expiries.insert((row.expires, id.clone()));
-        true
+        Some(row)
     }
 
     pub fn remove(&mut self, id: &DeviceId) -> Option<Registration<V>> {
@@ -368,13 +372,13 @@ mod tests {
         assert!(directory.find(&id("a"), later(59)).is_some() && directory.find(&id("a"), later(60)).is_none());
         let renewal =
             |lifetime_secs| Renewal { lifetime_secs, base: "coap://192.0.2.9".into(), attributes: vec![], via: 1 };
-        assert!(directory.renew(&id("a"), renewal(None), later(30)));
+        assert!(directory.renew(&id("a"), renewal(None), later(30)).is_some());
         directory.expire(later(60));
         assert_eq!(directory.len(), 1);
         let row = directory.find(&id("a"), later(89)).unwrap();
         assert_eq!((&*row.base, row.via, row.links.len(), row.attributes.len()), ("coap://192.0.2.9", 1, 2, 1));
-        assert!(directory.renew(&id("a"), renewal(Some(5)), later(89)));
-        assert!(!directory.renew(&id("a"), renewal(None), later(95)), "gone");
+        assert!(directory.renew(&id("a"), renewal(Some(5)), later(89)).is_some());
+        assert!(directory.renew(&id("a"), renewal(None), later(95)).is_none(), "gone");
         assert!(directory.is_empty() && directory.expiries.is_empty());
     }
 

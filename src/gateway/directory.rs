@@ -111,7 +111,7 @@ impl Gateway {
         })
     }
 
-    /// Renews the registration `id` of the caller (RFC 9176 section 5.3.1).
+    /// Renews the registration `id` of the caller (RFC 9176 section 5.3.1), which is another one from then on where the device has another address.
     ///
     /// # Errors
     /// [`Reject::NotFound`] where the caller has none of this name; otherwise as [`register_endpoint`](Gateway::register_endpoint).
@@ -121,7 +121,7 @@ impl Gateway {
         id: &str,
         endpoint: Endpoint<'_>,
         now: Instant,
-    ) -> Result<(), Reject> {
+    ) -> Result<(u64, Vec<Link>), Reject> {
         self.counted(client, |client| {
             let device = self.admit_endpoint(client, 0, now)?;
             if device.id.as_str() != id {
@@ -134,8 +134,9 @@ impl Gateway {
                 attributes: said.attributes,
                 via: endpoint.via,
             };
-            let is_known = self.directory.lock().renew(&device.id, renewal, now);
-            if is_known { Ok(()) } else { Err(Reject::NotFound) }
+            let mut directory = self.directory.lock();
+            let row = directory.renew(&device.id, renewal, now).ok_or(Reject::NotFound)?;
+            Ok((row.serial, row.links.clone()))
         })
     }
 
@@ -204,7 +205,10 @@ impl Gateway {
     }
 
     /// Admission as for a message below `dev/DEVICE/coap`.
-    fn admit_endpoint(&self, client: &mut Client, size: usize, now: Instant) -> Result<Arc<Device>, Reject> {
+    ///
+    /// # Errors
+    /// As for that message.
+    pub fn admit_endpoint(&self, client: &mut Client, size: usize, now: Instant) -> Result<Arc<Device>, Reject> {
         if self.is_draining() {
             return Err(Reject::ShuttingDown);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tidegate_coap::{Code, Response, content};
 
 use super::call::NoCall;
-use crate::message::{Message, MessageId, Reject};
+use crate::message::{DeviceId, Message, MessageId, Reject};
 
 /// An answer on its way into the engine.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct Answer {
     pub content_format: Option<u16>,
     pub max_age: Option<u32>,
     pub size1: Option<u32>,
+    /// The registration of this device is where to find what was made.
+    pub location: Option<DeviceId>,
     pub payload: Payload,
 }
 
@@ -34,7 +36,15 @@ pub enum Payload {
 
 impl Answer {
     pub const fn new(code: Code) -> Self {
-        Answer { code, etag: None, content_format: None, max_age: None, size1: None, payload: Payload::None }
+        Answer {
+            code,
+            etag: None,
+            content_format: None,
+            max_age: None,
+            size1: None,
+            location: None,
+            payload: Payload::None,
+        }
     }
 
     pub fn content(code: Code, format: u16, payload: impl Into<Bytes>) -> Self {
@@ -76,6 +86,14 @@ impl Answer {
             NoCall::NotFound => Answer::refusal(&Reject::NotFound, known),
             NoCall::Method => Answer::new(Code::METHOD_NOT_ALLOWED),
             NoCall::Malformed(what) => Answer::refusal(&Reject::Malformed { what }, known),
+        }
+    }
+
+    /// Gives the answer with its location to `send`.
+    pub fn with_location<T>(&self, send: impl FnOnce(&Response<'_>) -> T) -> T {
+        match &self.location {
+            Some(device) => send(&Response { location_path: &["rd", device.as_str()], ..self.response() }),
+            None => send(&self.response()),
         }
     }
 

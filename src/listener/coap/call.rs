@@ -25,6 +25,16 @@ pub enum Call {
     Topics,
     /// `FETCH /ps`: those that match the filter in the payload.
     Matching,
+    /// `POST /rd`
+    Register,
+    /// `POST /rd/DEVICE`
+    Renew,
+    /// `DELETE /rd/DEVICE`
+    Withdraw,
+    /// `POST /.well-known/rd`: simple registration.
+    FetchLinks,
+    /// `GET /rd-lookup/res`, `GET /rd-lookup/ep`
+    Lookup { endpoints: bool },
     /// `PATCH` and `iPATCH`, of the last value.
     Patch { space: Space },
     /// `GET /ps/T`, `GET /s`
@@ -78,6 +88,22 @@ pub fn parse(request: &Request<'_>, rest: &mut String) -> Result<Call, NoCall> {
         (".well-known", 2) if path.segment(1) == Some("core") => match method {
             Code::GET => Ok(Call::Core),
             _ => Err(NoCall::Method),
+        },
+        (".well-known", 2) if path.segment(1) == Some("rd") => only_post(method, Call::FetchLinks),
+        ("rd", 1) => only_post(method, Call::Register),
+        ("rd", 2) => {
+            path.join_into(1, rest);
+            match method {
+                Code::POST => Ok(Call::Renew),
+                Code::DELETE => Ok(Call::Withdraw),
+                _ => Err(NoCall::Method),
+            }
+        }
+        ("rd-lookup", 2) => match (method, path.segment(1)) {
+            (Code::GET, Some("res")) => Ok(Call::Lookup { endpoints: false }),
+            (Code::GET, Some("ep")) => Ok(Call::Lookup { endpoints: true }),
+            (_, Some("res" | "ep")) => Err(NoCall::Method),
+            _ => Err(NoCall::NotFound),
         },
         ("t", _) => device_post(request, Part::Telemetry, rest),
         ("e", _) => device_post(request, Part::Event, rest),
@@ -229,6 +255,12 @@ mod tests {
             (Code::PATCH, "/s", Call::Patch { space: Space::Device(Part::State, false) }, ""),
             (Code::GET, "/ps", Call::Topics, ""),
             (Code::FETCH, "/ps", Call::Matching, ""),
+            (Code::POST, "/rd", Call::Register, ""),
+            (Code::POST, "/rd/d1", Call::Renew, "d1"),
+            (Code::DELETE, "/rd/d1", Call::Withdraw, "d1"),
+            (Code::POST, "/.well-known/rd", Call::FetchLinks, ""),
+            (Code::GET, "/rd-lookup/res?rt=x", Call::Lookup { endpoints: false }, ""),
+            (Code::GET, "/rd-lookup/ep", Call::Lookup { endpoints: true }, ""),
             (Code::POST, "/auth/c", Call::Challenge, ""),
             (Code::POST, "/auth/s", Call::Session, ""),
             (Code::GET, "/.well-known/core", Call::Core, ""),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use tidegate_coap::client::{Call, CallId, CallsFull};
 use tidegate_coap::endpoint::Delivery;
 use tidegate_coap::tcp::Connection;
 use tidegate_coap::{Endpoint, Event, Handle, Notification, NotifyError, ObserverId, Request, Response};
@@ -12,6 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Answer;
+use super::devices;
 use super::service::{Moment, Reply, Service};
 use crate::gateway::Drained;
 use crate::tasks::Tasks;
@@ -26,6 +28,8 @@ pub trait Engine {
     fn validate(&mut self, now: Instant, peer: SocketAddr);
     /// The answer to this request costs too much to be made again for each of its blocks.
     fn keep_answer(&mut self, request: &Request<'_>);
+    fn call(&mut self, now: Instant, peer: SocketAddr, call: Call) -> Result<CallId, CallsFull>;
+    fn hang_up(&mut self, now: Instant, call: CallId);
 }
 
 impl Engine for Endpoint {
@@ -52,6 +56,14 @@ impl Engine for Endpoint {
     fn keep_answer(&mut self, request: &Request<'_>) {
         Endpoint::keep_answer(self, request);
     }
+
+    fn call(&mut self, now: Instant, peer: SocketAddr, call: Call) -> Result<CallId, CallsFull> {
+        Endpoint::call(self, now, peer, call)
+    }
+
+    fn hang_up(&mut self, now: Instant, call: CallId) {
+        Endpoint::hang_up(self, now, call);
+    }
 }
 
 impl Engine for Connection {
@@ -77,6 +89,14 @@ impl Engine for Connection {
     fn keep_answer(&mut self, request: &Request<'_>) {
         Connection::keep_answer(self, request);
     }
+
+    fn call(&mut self, _: Instant, _: SocketAddr, call: Call) -> Result<CallId, CallsFull> {
+        Connection::call(self, call)
+    }
+
+    fn hang_up(&mut self, _: Instant, call: CallId) {
+        Connection::hang_up(self, call);
+    }
 }
 
 /// Answers a request, now or when its outcome is known.
@@ -88,7 +108,7 @@ pub fn answer<E: Engine>(
     request: &Request<'_>,
 ) {
     match service.handle(now, request) {
-        Reply::Now(answer) => engine.respond(now.at, request.handle, &answer.response()),
+        Reply::Now(answer) => answer.with_location(|response| engine.respond(now.at, request.handle, response)),
         Reply::Validated(answer) => {
             engine.validate(now.at, request.peer);
             engine.respond(now.at, request.handle, &answer.response());
@@ -188,10 +208,10 @@ pub fn follow_events<E: Engine>(engine: &mut E, service: &mut Service, now: Mome
             Event::Delivered { observer, .. } => advance(engine, service, now, observer),
             Event::Refresh { observer } => refresh(engine, service, now, observer),
             Event::ObserverGone { observer, .. } => service.left(observer),
-            // Nothing is asked of devices here yet.
-            Event::CallFailed { .. } => {}
+            Event::CallFailed { call, error } => devices::failed(service, call, error),
         }
     }
+    devices::advance(engine, service, now);
 }
 
 /// Hands over what found the engine full.

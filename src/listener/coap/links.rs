@@ -14,13 +14,16 @@ const FOR_STRANGERS: [(&str, &str); 2] =
     [("/auth/c", "rt=\"tidegate.auth\";ct=60"), ("/auth/s", "rt=\"tidegate.auth\";ct=60")];
 
 /// Links of the device API, with their attributes.
-const DEVICE_API: [(&str, &str); 6] = [
+const DEVICE_API: [(&str, &str); 9] = [
     ("/t", "rt=\"tidegate.telemetry\""),
     ("/e", "rt=\"tidegate.event\""),
     ("/s", "rt=\"tidegate.state\";obs"),
     ("/c", "rt=\"tidegate.command\";obs"),
     ("/cr", "rt=\"tidegate.answer\""),
     ("/ps", "rt=\"core.ps\";ct=40"),
+    ("/rd", "rt=\"core.rd\";ct=40"),
+    ("/rd-lookup/res", "rt=\"core.rd-lookup-res\";ct=40"),
+    ("/rd-lookup/ep", "rt=\"core.rd-lookup-ep\";ct=40"),
 ];
 
 /// Retained topics looked at for one listing.

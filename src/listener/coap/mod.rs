@@ -16,6 +16,8 @@ mod answer;
 mod call;
 mod contexts;
 mod datagrams;
+mod device_http;
+mod devices;
 mod engine;
 mod links;
 mod multicast;

@@ -2,6 +2,7 @@
 //!
 //! A driver owns an engine and one [`Service`]; the service never sees the engine. It is told what happened and says what to send.
 
+mod directory;
 mod relay;
 
 use std::collections::{HashSet, VecDeque};
@@ -19,6 +20,7 @@ use tidegate_coap::{Code, Notification, ObserverId, Request, content};
 use super::answer::{Answer, code, etag, format_of};
 use super::call::{self, Call, NoCall, Space};
 use super::contexts::{Context, ContextId, Contexts};
+use super::devices::Devices;
 use super::links::{self, Which};
 use super::observations::{Observation, Observations};
 use super::patch;
@@ -66,11 +68,15 @@ pub struct Service {
     limits: Limits,
     contexts: Contexts,
     observations: Observations,
+    /// What is asked of devices.
+    pub devices: Devices,
     outbox: Arc<Outbox>,
     completion: Arc<dyn Completion>,
     /// Whom the transport itself has authenticated (a TLS certificate).
     presumed: Option<Arc<Device>>,
     is_tls: bool,
+    /// Of the URIs of those who ask.
+    scheme: &'static str,
     /// Requests whose success is 2.02.
     removals: HashSet<u64>,
     /// Observers whose observation has ended on our side, with the last word to them.
@@ -101,6 +107,8 @@ impl Service {
             outbox,
             presumed: None,
             is_tls: false,
+            scheme: "coap",
+            devices: Devices::default(),
             removals: HashSet::new(),
             ended: Vec::new(),
             rest: String::new(),
@@ -111,9 +119,15 @@ impl Service {
         }
     }
 
+    /// The same over a connection.
+    pub fn over_tcp(mut self) -> Self {
+        self.scheme = "coap+tcp";
+        self
+    }
+
     /// The same behind TLS, where a certificate may already have said who asks.
     pub fn behind_tls(mut self, presumed: Option<Arc<Device>>) -> Self {
-        (self.presumed, self.is_tls) = (presumed, true);
+        (self.presumed, self.is_tls, self.scheme) = (presumed, true, "coaps+tcp");
         self
     }
 
@@ -127,12 +141,12 @@ impl Service {
 
     /// Whether there is nothing that [`Service::sweep`] could end.
     pub fn is_idle(&self) -> bool {
-        self.contexts.is_empty()
+        self.contexts.is_empty() && self.devices.is_idle()
     }
 
-    /// Whether anything is observed.
+    /// Whether anything is observed, or asked of the peer.
     pub fn observes(&self) -> bool {
-        !self.observations.is_empty()
+        !self.observations.is_empty() || !self.devices.is_idle()
     }
 
     /// Whether sessions have been ordered to end: then [`Service::sweep`].
@@ -165,7 +179,7 @@ impl Service {
         let known = self.contexts.get_mut(id).is_some_and(|context| context.client.caller.device.is_some());
         match call {
             // A route decides about the rest when the body is whole.
-            Ok(Call::Publish { .. } | Call::Patch { .. }) | Err(NoCall::NotFound) => {}
+            Ok(Call::Publish { .. } | Call::Patch { .. } | Call::Register) | Err(NoCall::NotFound) => {}
             Ok(_) => return Err(Answer::new(Code::METHOD_NOT_ALLOWED)),
             Err(no_call) => return Err(Answer::no_call(no_call, known)),
         }
@@ -224,6 +238,9 @@ impl Service {
                 }
                 Err(_) => Err(Reject::Malformed { what: "not a topic filter" }),
             },
+            Ok(call @ (Call::Register | Call::Renew | Call::Withdraw | Call::FetchLinks | Call::Lookup { .. })) => {
+                return self.ask_directory(now, request, id, call, rest);
+            }
             // Dealt with above.
             Ok(Call::Challenge | Call::Session) => Err(Reject::NotFound),
             Err(no_call) => Ok(Answer::no_call(no_call, known)),
@@ -329,9 +346,7 @@ impl Service {
             Err(NotTaken::Used) => return Reply::Now(Answer::new(Code::CONFLICT)),
             Err(NotTaken::Reject(reject)) => return Reply::Now(refuse(&reject, false)),
         };
-        let found = self.contexts.find(peer, Some(&*signed.device), now.at).map(|context| context.id);
-        let begun = found.map_or_else(|| self.begin(now, peer, Some(signed.device.clone()), None, u64::MAX), Ok);
-        let id = match begun {
+        let id = match self.session_of(now, peer, &signed.device) {
             Ok(id) => id,
             Err(reject) => return Reply::Now(refuse(&reject, true)),
         };

@@ -15,10 +15,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::Context;
+use super::devices;
 use super::engine::{self, Elsewhere};
 use super::service::{Moment, SWEEP_EVERY, Service};
 use super::timer::Timer;
-use crate::gateway::{Drained, Limits, Now, PublicKey};
+use crate::gateway::{Drained, Gateway, Limits, Now, PublicKey};
 use crate::listener::{Activity, ConnectionInfo, Deadlined, Deadlines, Prefixed, UnderWay};
 use crate::message::CloseReason;
 use crate::telemetry::meters;
@@ -32,6 +33,7 @@ where
     let reason = stream.run(&shutdown).await;
     tracing::debug!(peer = %conn.peer, ?reason, "coap connection ended");
     stream.close(Instant::now());
+    stream.service.devices.end(&stream.gateway, Instant::now());
     // The peer may be gone already.
     let _ = stream.io.shutdown().await;
 }
@@ -39,6 +41,7 @@ where
 struct Stream<IO> {
     io: Deadlined<Prefixed<IO>>,
     activity: Arc<Activity>,
+    gateway: Arc<Gateway>,
     input: BytesMut,
     connection: Connection,
     service: Service,
@@ -80,7 +83,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
     fn new(io: IO, prefix: BytesMut, conn: &ConnectionInfo, context: Context, shutdown: &CancellationToken) -> Self {
         let gateway = context.gateway.clone();
         let limits = gateway.limits();
-        let mut service = Service::new(context, CONTEXTS_MAX);
+        let mut service = Service::new(context, CONTEXTS_MAX).over_tcp();
         if let Some(tls) = &conn.tls {
             let pinned = tls.client_key.and_then(|key| PublicKey::register(key).ok());
             service = service.behind_tls(pinned.and_then(|key| gateway.identity.by_public_key(&key, Now::read())));
@@ -95,6 +98,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
         Stream {
             io: Deadlined::new(Prefixed::new(prefix, io), deadlines, activity.clone()),
             activity,
+            gateway,
             input: BytesMut::new(),
             connection: Connection::new(engine_config(&limits), conn.peer),
             service,
@@ -164,7 +168,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
                     // A whole message ends the time that its sender has for it.
                     drop(self.activity.begin());
                     match received {
-                        Received::Nothing | Received::Reply(_) => {}
+                        Received::Nothing => {}
+                        Received::Reply(reply) => devices::replied(service, now, &reply),
                         Received::Request(request) => engine::answer(connection, service, elsewhere, now, &request),
                         Received::Closing => self.closing = true,
                     }
@@ -183,6 +188,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
         if now.at >= self.next_sweep {
             self.next_sweep = now.at + SWEEP_EVERY;
             self.service.sweep(now);
+            devices::sweep(&mut self.connection, &mut self.service, &self.gateway, now);
         }
         engine::advance_all(&mut self.connection, &mut self.service, now);
         engine::follow_events(&mut self.connection, &mut self.service, now);
@@ -237,6 +243,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream<IO> {
             }
             if self.elsewhere.poll(cx).is_ready() {
                 return Poll::Ready(Ok(Woken::Elsewhere));
+            }
+            if self.service.devices.poll(cx).is_ready() {
+                return Poll::Ready(Ok(Woken::Time));
             }
             if let Poll::Ready(written) = self.poll_output(cx) {
                 return Poll::Ready(written.map(|()| Woken::Io));

@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::Context;
 use super::datagrams::{self, BATCH_MAX, Datagram};
+use super::devices;
 use super::engine::{self, Elsewhere};
 use super::service::{Moment, SWEEP_EVERY, Service};
 use super::timer::Timer;
@@ -160,6 +161,10 @@ impl Driver {
             if self.elsewhere.poll(cx).is_ready() {
                 return Poll::Ready(Woken::Elsewhere);
             }
+            // Requests to devices are begun with what follows from everything else.
+            if self.service.devices.poll(cx).is_ready() {
+                return Poll::Ready(Woken::Time);
+            }
             // While answers wait for room nothing more is read.
             let ready = if self.sent < self.batch.len() {
                 self.socket.poll_send_ready(cx)
@@ -202,6 +207,7 @@ impl Driver {
         if now.at >= self.next_sweep {
             self.next_sweep = now.at + SWEEP_EVERY;
             self.service.sweep(now);
+            devices::sweep(&mut self.endpoint, &mut self.service, &self.gateway, now);
             let malformed = self.endpoint.counters().malformed;
             meters().coap.malformed.increment(malformed - std::mem::replace(&mut self.malformed, malformed));
             // Who found the engine full, and so has no acknowledgement to wait for.
@@ -247,7 +253,8 @@ fn take(
         return;
     }
     match endpoint.handle_datagram(now.at, datagram.peer, datagram.bytes) {
-        Received::Nothing | Received::Reply(_) => {}
+        Received::Nothing => {}
+        Received::Reply(reply) => devices::replied(service, now, &reply),
         Received::Request(request) => engine::answer(endpoint, service, elsewhere, now, &request),
         Received::Upload(request) => {
             // Gone cannot be: the request came this moment.

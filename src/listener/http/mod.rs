@@ -12,6 +12,7 @@
 
 mod body;
 mod call;
+mod device;
 mod device_api;
 mod events;
 mod foreign;
@@ -293,6 +294,10 @@ impl Connection {
         }
         let uri = request.uri();
         let below = self.shared.prefix.strip(uri.path());
+        if let Some(target) = below.and_then(device::Target::parse) {
+            return self.ask_device(request, target, facts).await;
+        }
+        let uri = request.uri();
         let events = device_api::wants_events(request.headers());
         let call = below.and_then(|path| call::parse(request.method(), path, uri.query(), events));
         let Some(call) = call else { return self.relay(request, facts).await };

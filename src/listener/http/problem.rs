@@ -33,6 +33,8 @@ pub enum Refused {
     NotImplemented,
     /// The request has been here before: an upstream leads back to the gateway.
     Loop,
+    /// The request has something that cannot be said to a CoAP device.
+    Unmappable(StatusCode),
     /// The request plane's other side failed.
     Upstream(UpstreamFault),
 }
@@ -64,6 +66,7 @@ impl Refused {
             Refused::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Refused::NotImplemented => StatusCode::NOT_IMPLEMENTED,
             Refused::Loop => StatusCode::LOOP_DETECTED,
+            Refused::Unmappable(status) => *status,
             Refused::Upstream(UpstreamFault::Unreachable) => StatusCode::BAD_GATEWAY,
             Refused::Upstream(UpstreamFault::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
             Refused::Upstream(UpstreamFault::Timeout) => StatusCode::GATEWAY_TIMEOUT,
@@ -120,6 +123,7 @@ impl Refused {
             | Refused::NoRoute
             | Refused::NotImplemented
             | Refused::Loop
+            | Refused::Unmappable(_)
             | Refused::Upstream(UpstreamFault::Unreachable | UpstreamFault::Timeout) => {}
         }
         response
