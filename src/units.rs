@@ -54,6 +54,11 @@ impl ByteSize {
     pub fn bytes(self) -> u64 {
         self.0
     }
+
+    /// As the size of something in memory: what this machine cannot address is as good as unbounded.
+    pub fn in_memory(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
 }
 
 impl FromStr for ByteSize {

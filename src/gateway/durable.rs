@@ -123,7 +123,7 @@ impl Gateway {
     /// An outbox for a new persistent session.
     pub(super) fn persistent_outbox(&self, id: SessionId, number: u32) -> Arc<Outbox> {
         let (outbox, queue) = self.outbox_limits();
-        Outbox::persistent(id, outbox, SessionQueue::new(queue), number, self.loader.clone())
+        Outbox::persistent(id, outbox, &self.hub.waiting, SessionQueue::new(queue), number, self.loader.clone())
     }
 
     /// Leaves a session between two connections; gives what the next one is to know.

@@ -223,6 +223,7 @@ impl Gateway {
     /// Puts new rules in force for every message from now on.
     pub fn replace_rules(&self, rules: Rules) {
         let version = self.snapshot.load().version + 1;
+        self.hub.waiting.set_max(rules.limits.outbox_bytes_total_max.in_memory());
         self.snapshot.store(Arc::new(Snapshot { version, rules }));
     }
 
@@ -313,7 +314,7 @@ impl Gateway {
                     let outbox = match resumed {
                         Some(resume) => resume.outbox.clone(),
                         None if expiry_secs > 0 => self.persistent_outbox(id, self.new_number()),
-                        None => Arc::new(Outbox::new(id, limits)),
+                        None => Arc::new(Outbox::counted(id, limits, &self.hub.waiting)),
                     };
                     own = Some(outbox.clone());
                     outbox
@@ -336,7 +337,7 @@ impl Gateway {
         };
         let session = opened.session;
         // `control` always ran: it is what made the session.
-        let outbox = own.unwrap_or_else(|| Arc::new(Outbox::new(session.id, limits)));
+        let outbox = own.unwrap_or_else(|| Arc::new(Outbox::counted(session.id, limits, &self.hub.waiting)));
         let durable = outbox.number().map(|number| {
             self.store_session(number, expiry_secs, &session.key, None);
             self.keep_will_back(number);
@@ -461,7 +462,7 @@ impl Gateway {
         let limits = &snapshot.rules.limits;
         let outbox = OutboxLimits {
             messages_max: limits.outbox_messages_max as usize,
-            bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX),
+            bytes_max: limits.outbox_bytes_max.in_memory(),
             crowded_wait: Duration::from_millis(limits.crowded_wait_ms.into()),
         };
         let queue = QueueLimits {

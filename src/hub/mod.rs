@@ -19,7 +19,7 @@ use crate::cache::last_value::LastValues;
 use crate::limit;
 use crate::message::{Message, Qos, Reject, SessionId, Topic};
 
-pub use outbox::{Delivery, Drained, Outbox, OutboxLimits, Pushed, Store, View};
+pub use outbox::{Delivery, Drained, Outbox, OutboxLimits, Pushed, Store, Total, View};
 pub use queue::{Cursor, Entering, Left, QueueLimits, SessionQueue, Terms, Ticket};
 /// Whether one filter without group matches a topic.
 pub use tidegate_mqtt::topic::matches as filter_matches;
@@ -35,6 +35,8 @@ pub struct Hub {
     recent: quick_cache::sync::Cache<Topic, Arc<Message>, ByCost>,
     subscriptions_max: usize,
     turn: AtomicU64,
+    /// What waits in the outboxes of all its subscribers.
+    pub waiting: Arc<Total>,
 }
 
 #[derive(Clone)]
@@ -66,6 +68,7 @@ impl Hub {
             recent: quick_cache::sync::Cache::with_weighter(recent_items, recent_bytes, ByCost),
             subscriptions_max: limits.subscriptions_max as usize,
             turn: AtomicU64::new(0),
+            waiting: Arc::new(Total::new(limits.outbox_bytes_total_max.in_memory())),
         }
     }
 

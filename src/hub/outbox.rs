@@ -9,6 +9,8 @@
 //! publishers down instead of losing what they were promised. At the hard bound (four times the mark, reachable only by many
 //! publishers at once) messages are refused.
 
+mod total;
+
 use std::collections::VecDeque;
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,6 +22,8 @@ use parking_lot::Mutex;
 
 use super::queue::{Cursor, Entering, Left, SessionQueue, Terms, Ticket};
 use crate::message::{CloseReason, Completion, Control, Message, Qos, Receipt, Reject, SessionId};
+
+pub use total::Total;
 
 /// Bounds of one outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +98,7 @@ pub enum Pushed {
 pub struct Outbox {
     session: SessionId,
     limits: OutboxLimits,
+    total: Option<Arc<Total>>,
     depth: AtomicUsize,
     /// No task drains it: a persistent session between two connections. `QoS` 0 is not kept. Changes under the lock.
     is_parked: AtomicBool,
@@ -121,6 +126,8 @@ struct Inner {
     stored: Option<Box<SessionQueue>>,
     queue: VecDeque<Delivery>,
     bytes: usize,
+    /// Of these, what the total knows.
+    reported: usize,
     completions: Vec<(u64, Result<Receipt, Reject>)>,
     close: Option<CloseReason>,
     waker: Option<Waker>,
@@ -176,33 +183,42 @@ fn disperse(inner: &mut Inner) -> Vec<Waker> {
 }
 
 impl Outbox {
+    /// An outbox that is bounded by itself alone.
     pub fn new(session: SessionId, limits: OutboxLimits) -> Self {
-        Outbox::with(session, limits, None, None)
+        Outbox::with(session, limits, None, None, None)
+    }
+
+    /// An outbox that is bounded together with others too.
+    pub fn counted(session: SessionId, limits: OutboxLimits, total: &Arc<Total>) -> Self {
+        Outbox::with(session, limits, Some(total.clone()), None, None)
     }
 
     /// The outbox of a persistent session: its `QoS` 1 and 2 messages are stored under `number`, and read from `store` when they do not fit here.
     pub fn persistent(
         session: SessionId,
         limits: OutboxLimits,
+        total: &Arc<Total>,
         queue: SessionQueue,
         number: u32,
         store: Arc<dyn Store>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|itself| {
             let persistent = Persistent { number, store, itself: itself.clone(), noted: AtomicBool::new(false) };
-            Outbox::with(session, limits, Some(persistent), Some(Box::new(queue)))
+            Outbox::with(session, limits, Some(total.clone()), Some(persistent), Some(Box::new(queue)))
         })
     }
 
     fn with(
         session: SessionId,
         limits: OutboxLimits,
+        total: Option<Arc<Total>>,
         persistent: Option<Persistent>,
         stored: Option<Box<SessionQueue>>,
     ) -> Self {
         Outbox {
             session,
             limits,
+            total,
             depth: AtomicUsize::new(0),
             is_parked: AtomicBool::new(false),
             persistent,
@@ -210,6 +226,7 @@ impl Outbox {
                 stored,
                 queue: VecDeque::new(),
                 bytes: 0,
+                reported: 0,
                 completions: Vec::new(),
                 close: None,
                 waker: None,
@@ -258,9 +275,13 @@ impl Outbox {
         let cost = delivery.message.cost_bytes();
         let mut inner = self.inner.lock();
         let messages = inner.queue.len();
-        let above = messages >= self.limits.messages_max || inner.bytes.saturating_add(cost) > self.limits.bytes_max;
-        let far_above = messages >= self.limits.messages_max.saturating_mul(HARD_FACTOR)
-            || inner.bytes.saturating_add(cost) > self.limits.bytes_max.saturating_mul(HARD_FACTOR);
+        let above = messages >= self.limits.messages_max
+            || inner.bytes.saturating_add(cost) > self.limits.bytes_max
+            || self.is_total_above(1);
+        let far_above = above
+            && (messages >= self.limits.messages_max.saturating_mul(HARD_FACTOR)
+                || inner.bytes.saturating_add(cost) > self.limits.bytes_max.saturating_mul(HARD_FACTOR)
+                || self.is_total_above(HARD_FACTOR));
         let refuse = match delivery.qos {
             Qos::AtMostOnce => above || self.is_parked(),
             // Nobody drains a parked outbox, so waiting for it would never end.
@@ -280,6 +301,7 @@ impl Outbox {
         let waits_for_room = delivery.qos == Qos::AtMostOnce;
         inner.queue.push_back(delivery);
         inner.bytes = inner.bytes.saturating_add(cost);
+        self.report(&mut inner);
         self.depth.store(messages + 1, Ordering::Relaxed);
         let crowded = waits_for_room && !self.is_low(&inner) && self.has_patience(&mut inner, now);
         let waker = if inner.only_outcomes && !newly_slow { None } else { inner.waker.take() };
@@ -383,6 +405,7 @@ impl Outbox {
         // What is stored is read again when somebody comes for it.
         inner.queue.retain(|d| d.qos != Qos::AtMostOnce && d.ticket.is_none());
         inner.bytes = inner.queue.iter().map(|d| d.message.cost_bytes()).sum();
+        self.report(&mut inner);
         self.depth.store(inner.queue.len(), Ordering::Relaxed);
         let released = Released::all(&mut inner);
         drop(inner);
@@ -396,6 +419,7 @@ impl Outbox {
         inner.waker = None;
         let left = std::mem::take(&mut inner.queue);
         inner.bytes = 0;
+        self.report(&mut inner);
         self.depth.store(0, Ordering::Relaxed);
         let released = Released::all(&mut inner);
         drop(inner);
@@ -421,12 +445,23 @@ impl Outbox {
                 into.deliveries.push_back(delivery);
             }
         }
+        self.report(inner);
         into.completions.append(&mut inner.completions);
         into.close = into.close.take().or(inner.close);
         let before = self.depth.swap(inner.queue.len(), Ordering::Relaxed);
         let moves = inner.queue.len() < before && inner.waiting.is_empty();
         if moves || self.is_low(inner) {
             inner.slow_since = None;
+        }
+    }
+
+    fn is_total_above(&self, factor: usize) -> bool {
+        self.total.as_ref().is_some_and(|total| total.is_above(factor))
+    }
+
+    fn report(&self, inner: &mut Inner) {
+        if let Some(total) = &self.total {
+            total.report(&mut inner.reported, inner.bytes);
         }
     }
 
@@ -465,8 +500,9 @@ impl Outbox {
         let Some(ticket) = delivery.ticket else { return Vec::new() };
         let cost = delivery.message.cost_bytes();
         let mut inner = self.inner.lock();
-        let fits =
-            inner.queue.len() < self.limits.messages_max && inner.bytes.saturating_add(cost) <= self.limits.bytes_max;
+        let fits = inner.queue.len() < self.limits.messages_max
+            && inner.bytes.saturating_add(cost) <= self.limits.bytes_max
+            && !self.is_total_above(1);
         // A `QoS` 2 message is read after its commit: a message that its publisher repeats because of a crash must not reach anybody twice.
         let open = fits && !self.is_parked() && inner.close.is_none() && delivery.qos != Qos::ExactlyOnce;
         let Some(stored) = &mut inner.stored else { return Vec::new() };
@@ -478,6 +514,7 @@ impl Outbox {
         if in_memory {
             inner.queue.push_back(delivery);
             inner.bytes = inner.bytes.saturating_add(cost);
+            self.report(&mut inner);
             self.depth.store(inner.queue.len(), Ordering::Relaxed);
         }
         let waker = inner.waker.take();
@@ -518,6 +555,7 @@ impl Outbox {
         }
         stored.reading_over();
         inner.dropped = inner.dropped.saturating_add(missing as u64);
+        self.report(&mut inner);
         self.depth.store(inner.queue.len(), Ordering::Relaxed);
         let waker = inner.waker.take();
         drop(inner);
@@ -618,6 +656,14 @@ impl Completion for Outbox {
         drop(inner);
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        if let Some(total) = &self.total {
+            total.report(&mut self.inner.get_mut().reported, 0);
         }
     }
 }

@@ -112,7 +112,8 @@ pub struct Config {
     /// of its QoS 0 messages. A subscriber that does not come down to a quarter by then is waited for no longer, until it has; what it misses is dropped.
     #[schemars(range(max = 10000))]
     pub crowded_wait_ms: u32,
-    /// Output waiting for all subscribers together; beyond it as `outbox_bytes_max`.
+    /// Output waiting for all subscribers together. QoS 0 messages are dropped beyond it, and counted; QoS 1 and 2 are acknowledged when their
+    /// subscriber has come down to half of its own bound, and refused at four times this one.
     pub outbox_bytes_total_max: ByteSize,
     /// QoS 1 and 2 messages kept for one session whose client is away or slow. The oldest is dropped beyond it, and
     /// counted.

@@ -192,6 +192,34 @@ fn stored(outbox: &Outbox, position: u64) -> Ticket {
     ticket
 }
 
+#[test]
+fn many_small_outboxes_are_bounded_together() {
+    let total = Arc::new(Total::new(20_000));
+    let outboxes: Vec<Outbox> = (0..100).map(|n| Outbox::counted(SessionId(n), LIMITS, &total)).collect();
+    let big = |seq, qos| {
+        let mut delivery = delivery(seq, qos);
+        Arc::get_mut(&mut delivery.message).unwrap().payload = vec![0; 2000].into();
+        delivery
+    };
+    let push_to = |outbox: &Outbox, qos| outbox.push(big(1, qos), Instant::now());
+    let pushed: Vec<Pushed> = outboxes.iter().map(|outbox| push_to(outbox, Qos::AtMostOnce)).collect();
+    let taken = pushed.iter().filter(|pushed| **pushed == Pushed::Taken).count();
+    assert!((9..=10).contains(&taken) && pushed[taken..].iter().all(|pushed| *pushed == Pushed::Dropped), "{taken}");
+    // What has to arrive is taken, and slows its publisher down; to four times the bound.
+    let pushed: Vec<Pushed> = outboxes.iter().map(|outbox| push_to(outbox, Qos::AtLeastOnce)).collect();
+    let slow = pushed.iter().filter(|pushed| **pushed == Pushed::Slow).count();
+    assert!((25..=35).contains(&slow) && pushed[slow..].iter().all(|pushed| *pushed == Pushed::Dropped), "{slow}");
+    // Whoever reads, makes room; so does whoever leaves.
+    let mut drained = Drained::default();
+    for outbox in &outboxes[..10] {
+        drain(outbox, &mut drained);
+    }
+    assert_eq!(push_to(&outboxes[99], Qos::AtLeastOnce), Pushed::Slow);
+    drop(outboxes);
+    let outbox = Outbox::counted(SessionId(1), LIMITS, &total);
+    assert_eq!(push_to(&outbox, Qos::AtMostOnce), Pushed::Taken);
+}
+
 fn positions(outbox: &Outbox) -> Vec<u64> {
     let mut drained = Drained::default();
     drain(outbox, &mut drained);
@@ -202,7 +230,7 @@ fn positions(outbox: &Outbox) -> Vec<u64> {
 fn a_persistent_session_reads_from_disk_what_did_not_fit_in_order() {
     let disk = Arc::new(Disk::default());
     let queue = SessionQueue::new(super::super::QueueLimits { messages_max: 100, bytes_max: 1 << 20 });
-    let outbox = Outbox::persistent(SessionId(1), LIMITS, queue, 7, disk.clone());
+    let outbox = Outbox::persistent(SessionId(1), LIMITS, &Arc::default(), queue, 7, disk.clone());
     let tickets: Vec<Ticket> = (0..8).map(|position| stored(&outbox, position)).collect();
     // Its publishers never wait: the rest is on disk.
     assert_eq!(outbox.depth(), 4);
@@ -226,7 +254,7 @@ fn a_persistent_session_reads_from_disk_what_did_not_fit_in_order() {
 fn a_parked_persistent_session_holds_no_message_and_gives_all_again() {
     let disk = Arc::new(Disk::default());
     let queue = SessionQueue::new(super::super::QueueLimits { messages_max: 100, bytes_max: 1 << 20 });
-    let outbox = Outbox::persistent(SessionId(1), LIMITS, queue, 7, disk.clone());
+    let outbox = Outbox::persistent(SessionId(1), LIMITS, &Arc::default(), queue, 7, disk.clone());
     for position in 0..3 {
         stored(&outbox, position);
     }

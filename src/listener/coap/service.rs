@@ -94,12 +94,12 @@ impl Service {
         // One box for all observers of the engine: a message that all of them want has to fit.
         let outbox_limits = OutboxLimits {
             messages_max: (limits.outbox_messages_max as usize).saturating_add(limits.observers_max as usize),
-            bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX).saturating_mul(4),
+            bytes_max: limits.outbox_bytes_max.in_memory().saturating_mul(4),
             crowded_wait: Duration::from_millis(limits.crowded_wait_ms.into()),
         };
         // From the top down, where the numbers of sessions, which begin at 1, never come.
         let name = SessionId(u64::MAX - OUTBOXES.fetch_add(1, Ordering::Relaxed));
-        let outbox = Arc::new(Outbox::new(name, outbox_limits));
+        let outbox = Arc::new(Outbox::counted(name, outbox_limits, &gateway.hub.waiting));
         Service {
             contexts: Contexts::new(contexts_max, outbox.clone()),
             observations: Observations::default(),

@@ -311,7 +311,7 @@ type Stop<'s, 't> = Pin<&'s mut WaitForCancellationFuture<'t>>;
 fn engine_config(limits: &Limits) -> Config {
     Config {
         message_bytes_max: (limits.packet_bytes_max as usize).saturating_add(OPTIONS_BYTES),
-        output_bytes_max: usize::try_from(limits.outbox_bytes_max.bytes()).unwrap_or(usize::MAX),
+        output_bytes_max: limits.outbox_bytes_max.in_memory(),
         requests_max: usize::from(limits.in_flight_max),
         observers_max: limits.observers_per_peer_max as usize,
         calls_max: limits.device_requests_per_device_max as usize,

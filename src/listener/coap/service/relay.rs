@@ -61,7 +61,7 @@ impl Service {
             host,
             device,
             kept,
-            answer_bytes_max: usize::try_from(self.limits.blockwise_bytes_max.bytes()).unwrap_or(usize::MAX),
+            answer_bytes_max: self.limits.blockwise_bytes_max.in_memory(),
         };
         Some(Reply::Elsewhere(Box::pin(async move {
             let outcome = relay.relay(relayed).await;
