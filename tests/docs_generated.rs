@@ -126,6 +126,7 @@ fn memory(config: &Config) -> Vec<(&'static str, &'static str, u64)> {
             "workers x `blockwise_bytes_total_max`",
             limits.blockwise_bytes_total_max.bytes() * WORKERS,
         ),
+        ("answers of routes, with a `cache`", "`cache_memory_bytes_max`", limits.cache_memory_bytes_max.bytes()),
         (
             "spool",
             "`pending_bytes_max` + 1 MiB + forward rules x (`memory_bytes_per_sink_max` + 2 x `batch.bytes_max`)",

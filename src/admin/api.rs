@@ -25,6 +25,7 @@ pub(super) fn router(admin: Arc<Admin>) -> Router<Arc<Admin>> {
         .route("/spool", get(spool))
         .route("/spool/ledger", get(ledger))
         .route("/spool/{sink}", delete(drop_sink))
+        .route("/cache", get(cache).delete(purge))
         .route("/upstreams", get(|State(admin): Shared| async move { Json(admin.facts.upstreams()) }))
         .route("/reload", post(reload))
         .route("/tail", get(tail::tail))
@@ -124,6 +125,29 @@ async fn drop_sink(State(admin): Shared, Path(sink): Path<String>) -> Response {
         Ok(Ok(records)) => Json(json!({ "dropped": records })).into_response(),
         Ok(Err(error)) => (StatusCode::NOT_FOUND, problem(&error.to_string())).into_response(),
         Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, problem("the sink could not be dropped")).into_response(),
+    }
+}
+
+async fn cache(State(admin): Shared) -> Json<Value> {
+    let (bytes, answers) = admin.gateway.cached_if_used().map(|cached| cached.held()).unwrap_or_default();
+    Json(json!({ "bytes": bytes, "answers": answers }))
+}
+
+#[derive(Deserialize)]
+struct Purge {
+    /// A whole URL, or a path and query for every host.
+    url: String,
+    /// Everything that begins with it.
+    #[serde(default)]
+    prefix: bool,
+}
+
+async fn purge(State(admin): Shared, Query(Purge { url, prefix }): Query<Purge>) -> Response {
+    // Also what an earlier run has left on disk is meant, so the cache is opened for it.
+    let cached = admin.gateway.cached().clone();
+    match tokio::task::spawn_blocking(move || cached.purge(&url, prefix)).await {
+        Ok(purged) => Json(json!({ "purged": purged })).into_response(),
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, problem("the cache could not be purged")).into_response(),
     }
 }
 

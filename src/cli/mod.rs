@@ -4,6 +4,7 @@
 //! well, 1 the configuration or the input is wrong, 2 usage, 70 a fault of ours, 75 cannot now (port taken, disk full).
 
 mod admin_client;
+mod cache;
 mod cert;
 mod check;
 mod completions;
@@ -80,6 +81,8 @@ enum Command {
     Tail(tail::Arguments),
     /// Look at the queues to the cloud: what waits, what was lost and why; empty one.
     Spool(spool::Arguments),
+    /// Answers kept by routes with a `cache`: how many, and how to be rid of them.
+    Cache(cache::Arguments),
     /// Print a completion script for a shell.
     Completions(completions::Arguments),
 }
@@ -121,6 +124,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Top(arguments) => top::run(context, &arguments),
         Command::Tail(arguments) => tail::run(context, &arguments),
         Command::Spool(arguments) => spool::run(context, &arguments),
+        Command::Cache(arguments) => cache::run(context, &arguments),
         Command::Completions(arguments) => completions::run(context, &mut Cli::command(), arguments),
     }
 }

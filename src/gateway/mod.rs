@@ -203,7 +203,12 @@ impl Gateway {
 
     /// The cache of routes; made when first asked for.
     pub fn cached(&self) -> &Arc<Cached> {
-        self.cached.get_or_init(|| Arc::new(Cached::new(&self.limits())))
+        self.cached.get_or_init(|| Arc::new(Cached::new(&self.limits(), &self.config.data_dir)))
+    }
+
+    /// The same, if a route has asked for it.
+    pub fn cached_if_used(&self) -> Option<&Arc<Cached>> {
+        self.cached.get()
     }
 
     pub fn config(&self) -> &Config {

@@ -201,6 +201,12 @@ pub struct Config {
     pub requests_in_flight_max: u32,
     /// Answers of routes with a `cache` kept in memory, headers and 512 bytes each included; read when the first is kept. The least used make room.
     pub cache_memory_bytes_max: ByteSize,
+    /// The same on disk, in the folder `cache` of the data folder, so that they survive a restart; 0 keeps none there. Files are counted by blocks of 4 KiB, and
+    /// those not used for longest make room.
+    pub cache_disk_bytes_max: ByteSize,
+    /// Seconds between two writes of one URL's answer to the disk, to spare an SD card; an answer that is of no use for as long is not written at all.
+    #[schemars(range(min = 1, max = 86400))]
+    pub cache_disk_interval_secs: u32,
     /// Requests that wait for an answer which another request is fetching into a route's `cache`. One more fetches it itself.
     #[schemars(range(min = 0, max = 1000000))]
     pub cache_waiting_max: u32,
@@ -274,6 +280,8 @@ impl Default for Config {
             spool_bytes_max: ByteSize(4 << 30),
             requests_in_flight_max: 4_096,
             cache_memory_bytes_max: ByteSize(8 << 20),
+            cache_disk_bytes_max: ByteSize(64 << 20),
+            cache_disk_interval_secs: 60,
             cache_waiting_max: 1_024,
             cache_wait_ms: 10_000,
         }

@@ -11,6 +11,7 @@
 
 mod answer;
 mod asked;
+mod disk;
 mod fetch;
 mod flight;
 mod store;
@@ -19,6 +20,7 @@ mod tee;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +42,7 @@ use crate::telemetry::meters;
 use answer::{give, mark};
 pub use asked::url;
 use asked::{Asked, Way};
+use disk::Disk;
 use fetch::{There, is_trouble, put_back};
 use flight::{Flights, Joined, Landed};
 use store::Memory;
@@ -72,6 +75,13 @@ impl CacheOutcome {
     }
 }
 
+/// A number of each level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Levels {
+    pub memory: u64,
+    pub disk: u64,
+}
+
 /// A request along a route with a cache.
 pub struct Errand<'a> {
     pub route: &'a Route,
@@ -87,7 +97,8 @@ pub struct Errand<'a> {
 
 /// The cache of all routes.
 pub struct Cached {
-    memory: Memory,
+    memory: Arc<Memory>,
+    disk: Option<Disk>,
     flights: Arc<Flights>,
     /// Pages whose answers are not worth waiting for, and until when.
     alone: Mutex<HashMap<Key, u64>>,
@@ -132,9 +143,15 @@ struct Fetch {
 type Answer = Result<Response<ProxyBody>, UpstreamFault>;
 
 impl Cached {
-    pub(super) fn new(limits: &limit::Config) -> Self {
+    pub(super) fn new(limits: &limit::Config, data_dir: &Path) -> Self {
+        let memory = Arc::new(Memory::new(limits.cache_memory_bytes_max.bytes()));
+        let disk_bytes_max = limits.cache_disk_bytes_max.bytes();
+        let interval = Duration::from_secs(limits.cache_disk_interval_secs.into());
+        let open = || Disk::open(data_dir.join(FOLDER), disk_bytes_max, interval, memory.clone());
+        let disk = if disk_bytes_max > 0 { open() } else { None };
         Cached {
-            memory: Memory::new(limits.cache_memory_bytes_max.bytes()),
+            memory,
+            disk,
             flights: Arc::default(),
             alone: Mutex::default(),
             waiting: AtomicU32::new(0),
@@ -175,7 +192,7 @@ impl Cached {
             let request = Request::from_parts(head, body);
             let mut response = exchange.exchange(&to, balancing, request, deadline).await?;
             if let Some(page) = page.filter(|_| response.status().is_success() || response.status().is_redirection()) {
-                cached.memory.invalidate(page);
+                cached.invalidate(page);
             }
             let why = if page.is_some() { "method" } else { "bypass" };
             mark(&mut response, CacheOutcome::Bypass, &format!("fwd={why}"));
@@ -187,7 +204,7 @@ impl Cached {
         let shared = fetch.asked.shared;
         for _ in 0..LEADERS_MAX {
             let now_ms = self.now_ms();
-            let found = self.find(&fetch.asked);
+            let found = self.find(&fetch.asked, now_ms).await;
             let permitted = found.as_deref().map(|entry| entry.permit(&fetch.asked.says, now_ms));
             let mut fallback = None;
             match (&found, permitted) {
@@ -241,12 +258,32 @@ impl Cached {
                 Ok(Err(_)) => {}
             }
         }
-        let found = self.find(&fetch.asked);
+        let found = self.find(&fetch.asked, self.now_ms()).await;
         self.fetch(&fetch, There { found, fallback: None }, None).await
     }
 
-    fn find(&self, asked: &Asked) -> Option<Arc<Entry>> {
-        self.memory.get(asked.shared).or_else(|| self.memory.get(asked.own?))
+    async fn find(&self, asked: &Asked, now_ms: u64) -> Option<Arc<Entry>> {
+        let keys = [Some(asked.shared), asked.own];
+        if let Some(entry) = keys.iter().flatten().find_map(|key| self.memory.get(*key)) {
+            return Some(entry);
+        }
+        let disk = self.disk.as_ref()?;
+        for key in keys.into_iter().flatten() {
+            if let Some(entry) = disk.read(key, now_ms).await.map(Arc::new)
+                && self.memory.is_valid(&entry)
+            {
+                self.memory.put(entry.clone());
+                return Some(entry);
+            }
+        }
+        None
+    }
+
+    fn invalidate(&self, page: u128) {
+        self.memory.invalidate(page);
+        if let Some(disk) = &self.disk {
+            disk.remove(Key { page, variant: 0 }, Key { page, variant: u128::MAX });
+        }
     }
 
     /// HEAD is passed on where no answer to GET is there, and keeps nothing.
@@ -307,6 +344,9 @@ impl Cached {
         if self.memory.is_valid(&entry) {
             meters().cache_stored_bytes.increment(entry.cost_bytes());
             self.memory.put(entry.clone());
+            if let Some(disk) = &self.disk {
+                disk.write(&entry, self.now_ms());
+            }
         }
         entry
     }
@@ -315,6 +355,9 @@ impl Cached {
     fn forget(&self, asked: &Asked) {
         for key in [Some(asked.shared), asked.own].into_iter().flatten() {
             self.memory.remove(key);
+            if let Some(disk) = &self.disk {
+                disk.remove(key, key);
+            }
         }
     }
 
@@ -335,19 +378,23 @@ impl Cached {
         u64::try_from(clock().saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Removes every answer to the URL, which may be a path and query alone; or, with `prefix`, to those that begin with it. Gives back how many.
-    pub fn purge(&self, url: &str, prefix: bool) -> u64 {
+    /// Removes every answer to the URL, which may be a path and query alone; or, with `prefix`, to those that begin with it. Gives back how many were in memory and
+    /// on disk. Reads the disk.
+    pub fn purge(&self, url: &str, prefix: bool) -> Levels {
         let is_meant = |kept: &str| {
             // Without a scheme it is meant for every host.
             let kept = if url.starts_with('/') { path_of(kept) } else { kept };
             if prefix { kept.starts_with(url) } else { kept == url }
         };
-        self.memory.purge(is_meant)
+        let memory = self.memory.purge(is_meant);
+        let disk = self.disk.as_ref().map_or(0, |disk| disk.purge(is_meant));
+        Levels { memory, disk }
     }
 
-    /// Bytes and answers in memory.
-    pub fn held(&self) -> (u64, u64) {
-        (self.memory.bytes(), self.memory.entries())
+    /// What is kept: bytes, and answers.
+    pub fn held(&self) -> (Levels, Levels) {
+        let (bytes, entries) = self.disk.as_ref().map_or((0, 0), Disk::held);
+        (Levels { memory: self.memory.bytes(), disk: bytes }, Levels { memory: self.memory.entries(), disk: entries })
     }
 }
 
@@ -384,6 +431,8 @@ fn empty() -> ProxyBody {
     ProxyBody::new(Empty::new().map_err(|never| match never {}))
 }
 
+/// In the data folder.
+const FOLDER: &str = "cache";
 /// How often a request takes part in a fetch whose leader goes away, before it fetches alone.
 const LEADERS_MAX: u32 = 3;
 /// How long nobody waits for another's fetch of what turned out not to be for others, and of how many forms that is remembered.

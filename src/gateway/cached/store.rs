@@ -75,6 +75,11 @@ impl Memory {
         seq >= invalid.floor && invalid.at.get(&entry.key.page).is_none_or(|at| seq >= *at)
     }
 
+    /// Whether the page was made invalid not long ago.
+    pub(super) fn has_invalid(&self, page: u128) -> bool {
+        self.invalid.lock().at.contains_key(&page)
+    }
+
     pub(super) fn put(&self, entry: Arc<Entry>) {
         self.entries.insert(entry.key, entry);
     }

@@ -7,6 +7,7 @@ use tokio::time::advance;
 use super::relay::{Pretend, sent, whole};
 use super::*;
 use crate::gateway::UpstreamFault;
+use crate::units::ByteSize;
 
 /// An upstream that answers by the path: `/r/STATUS/HEADERS`, the headers written as `name=value;...` with ` ` for `+`.
 struct Origin {
@@ -54,7 +55,8 @@ fn cached(cache: Value) -> (Origin, Fixture) {
         { "name": "r", "path_prefix": "/r", "auth": "none", "to": "cloud", "cache": cache },
         { "name": "maps", "path_prefix": "/maps", "to": "cloud", "cache": cache },
     ]);
-    let fixture = Fixture::routed(|limits| limits.cache_wait_ms = 5_000, &[], routes, Some(origin.upstream.clone()));
+    let fixture =
+        Fixture::routed(|limits| limits.cache_disk_bytes_max = ByteSize(0), &[], routes, Some(origin.upstream.clone()));
     (origin, fixture)
 }
 
@@ -234,7 +236,7 @@ async fn an_error_of_the_upstream_is_no_better_than_a_stale_answer() {
     });
     let routes = json!([{ "name": "r", "auth": "none", "to": "cloud",
                           "cache": { "ttl_secs": 5, "stale_if_error_secs": 60, "stale_retry_secs": 0 } }]);
-    let fixture = Fixture::routed(|_| {}, &[], routes, Some(upstream));
+    let fixture = Fixture::routed(|limits| limits.cache_disk_bytes_max = ByteSize(0), &[], routes, Some(upstream));
     get(&fixture, "/r", "").await;
     advance(Duration::from_secs(6)).await;
     for (now, expected) in [(503, 200), (500, 200), (403, 403), (503, 503)] {
@@ -271,7 +273,8 @@ async fn a_hundred_at_once_are_one_request_to_the_upstream() {
         }
     });
     let routes = json!([{ "name": "r", "auth": "none", "to": "cloud", "cache": { "ttl_secs": 5 } }]);
-    let fixture = Fixture::routed(|_| {}, &[], routes, Some(upstream.clone()));
+    let fixture =
+        Fixture::routed(|limits| limits.cache_disk_bytes_max = ByteSize(0), &[], routes, Some(upstream.clone()));
     let mut peers: Vec<Peer> = (0..100).map(|_| fixture.connect()).collect();
     for peer in &mut peers {
         peer.send("GET", "/r", "", b"").await;
@@ -304,7 +307,12 @@ async fn who_fetches_may_go_away_and_who_waits_too_long_fetches() {
         }
     });
     let routes = json!([{ "name": "r", "auth": "none", "to": "cloud", "cache": { "ttl_secs": 5 } }]);
-    let fixture = Fixture::routed(|limits| limits.cache_wait_ms = 100, &[], routes, Some(upstream.clone()));
+    let fixture = Fixture::routed(
+        |limits| (limits.cache_wait_ms, limits.cache_disk_bytes_max) = (100, ByteSize(0)),
+        &[],
+        routes,
+        Some(upstream.clone()),
+    );
     let mut hanging = fixture.connect();
     hanging.send("GET", "/r", "", b"").await;
     while first.load(Ordering::Relaxed) == 0 {
@@ -338,14 +346,14 @@ async fn what_is_purged_is_asked_for_again() {
         get(&fixture, path, "").await;
     }
     let cached = fixture.gateway.cached();
-    assert_eq!((cached.purge("http://gateway/r/b", false), cached.purge("/r/b", false)), (1, 0));
-    assert_eq!((cached.purge("http://other/r/a", true), cached.purge("/r/a/", true)), (0, 2));
+    assert_eq!((cached.purge("http://gateway/r/b", false).memory, cached.purge("/r/b", false).memory), (1, 0));
+    assert_eq!((cached.purge("http://other/r/a", true).memory, cached.purge("/r/a/", true).memory), (0, 2));
     for path in ["/r/a/1", "/r/a/2", "/r/b"] {
         get(&fixture, path, "").await;
     }
     assert_eq!(origin.upstream.count(), 6);
     get(&fixture, "/r/b", "").await;
-    assert_eq!((origin.upstream.count(), cached.purge("/nothing", false)), (6, 0));
+    assert_eq!((origin.upstream.count(), cached.purge("/nothing", false).memory), (6, 0));
     assert!(status_of(&get(&fixture, "/r/b", "").await).contains("hit"), "what is not meant stays");
 }
 
