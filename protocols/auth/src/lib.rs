@@ -24,6 +24,7 @@ pub mod exchange;
 pub mod jwt;
 pub mod keyfile;
 pub mod keys;
+pub mod provider;
 pub mod text;
 pub mod token;
 pub mod transcript;
