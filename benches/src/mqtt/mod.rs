@@ -109,7 +109,7 @@ pub fn run(options: &Options) -> Section {
 pub fn run_idle_connections(options: &Options) -> Section {
     let mut section = Section::new("MQTT connections, idle", "connection accepted");
     let contenders = options.contenders(&PEERS, &mut section);
-    let count = if options.seconds < 3.0 { 500 } else { 4_000 };
+    let count = if options.seconds < 3.0 { 500 } else { 10_000 };
     for subscribed in [false, true] {
         let load = format!("{count} connections{}", if subscribed { ", one subscription each" } else { "" });
         options.compare(&mut section, &load, &contenders, &[(Peer::Mosquitto, 1.0)], |contender| {
