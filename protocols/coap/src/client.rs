@@ -352,6 +352,10 @@ impl Calls {
         // Who has no time to keep speaks over a reliable transport.
         let parse = if now.is_some() { Block::parse } else { Block::parse_reliable };
         let block2 = contents.first(number::BLOCK2).and_then(parse);
+        // Part of an answer must not pass for the whole.
+        if block2.is_none() && contents.first(number::BLOCK2).is_some() {
+            return Heard::Failed(id, CallError::Broken);
+        }
         let reply = |payload, observed, partial| {
             Heard::Reply(Reply {
                 call: id,

@@ -325,6 +325,28 @@ fn an_error_or_an_answer_without_observe_ends_the_observation() {
     assert_eq!(bench.acknowledge(&asked, &[], b"a"), Some((id, Code::CONTENT, b"a".to_vec(), false)));
 }
 
+#[test]
+fn over_tcp_an_answer_comes_in_blocks_of_many_times_1024_bytes() {
+    let mut connection = Connection::new(tcp::Config::default(), "192.0.2.7:1".parse().unwrap());
+    connection.handle_input(&frame(Code::CSM, &[], &[])).unwrap();
+    connection.handle_sent(connection.output().len());
+    let id = connection.call(Call::get(vec!["a".into()], seconds(1))).unwrap();
+    let token = connection.output()[2..10].to_vec();
+    connection.handle_sent(connection.output().len());
+    // Block2 (23) is number, more, exponent 7; the message is longer than the short frames of the other tests.
+    let long = |block: u8, payload: &[u8]| {
+        let body = [&[0xd1, 10, block, 0xff][..], payload].concat();
+        let extended = u16::try_from(body.len() - 269).unwrap().to_be_bytes();
+        [&[14 << 4 | 8, extended[0], extended[1], Code::CONTENT.0][..], &token, &body].concat()
+    };
+    let (first, last) = (long(0x0f, &[1; 2048]), long(0x27, &[2; 300]));
+    let first = connection.handle_input(&first);
+    assert!(matches!(first, Ok(Some((_, tcp::Received::Nothing)))), "{first:?}");
+    assert_eq!(connection.output(), frame(Code::GET, &token, b"\xb1a\xc1\x27"), "block 2");
+    let Ok(Some((_, tcp::Received::Reply(reply)))) = connection.handle_input(&last) else { panic!() };
+    assert_eq!((reply.call, reply.payload.len()), (id, 2348));
+}
+
 /// A frame of RFC 8323 with fewer than 13 bytes behind the token.
 fn frame(code: Code, token: &[u8], body: &[u8]) -> Vec<u8> {
     let head = [(body.len() as u8) << 4 | token.len() as u8, code.0];

@@ -19,6 +19,7 @@ use crate::message::DeviceId;
 
 mod observe;
 mod proxy;
+mod registration;
 mod requests;
 mod tcp;
 

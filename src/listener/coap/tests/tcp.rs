@@ -8,7 +8,7 @@ use crate::listener::coap::serve;
 
 impl Fixture {
     /// A new connection over TCP, with the CSM exchanged.
-    async fn connect(&self) -> Stream {
+    pub(super) async fn connect(&self) -> Stream {
         let (near, far) = tokio::io::duplex(1 << 16);
         let conn = ConnectionInfo {
             peer: SocketAddr::from(([192, 0, 2, 1], 4000)),
@@ -26,22 +26,22 @@ impl Fixture {
 }
 
 /// A client of CoAP over TCP that writes its frames by hand (RFC 8323 section 3.2).
-struct Stream {
+pub(super) struct Stream {
     io: DuplexStream,
     read: Vec<u8>,
     served: tokio::task::JoinHandle<()>,
 }
 
 #[derive(Debug)]
-struct Frame {
-    code: String,
-    token: Vec<u8>,
+pub(super) struct Frame {
+    pub code: String,
+    pub token: Vec<u8>,
     options: Vec<(u16, Vec<u8>)>,
-    payload: Vec<u8>,
+    pub payload: Vec<u8>,
 }
 
 impl Frame {
-    fn option(&self, number: u16) -> Option<&[u8]> {
+    pub fn option(&self, number: u16) -> Option<&[u8]> {
         self.options.iter().find(|(n, _)| *n == number).map(|(_, value)| &value[..])
     }
 }
@@ -52,7 +52,7 @@ const URI_PATH: u16 = 11;
 const URI_QUERY: u16 = 15;
 
 impl Stream {
-    async fn send(&mut self, code: &str, token: &[u8], options: &[(u16, &[u8])], payload: &[u8]) {
+    pub async fn send(&mut self, code: &str, token: &[u8], options: &[(u16, &[u8])], payload: &[u8]) {
         let mut body = Vec::new();
         let mut last = 0;
         for (number, value) in options {
@@ -99,7 +99,7 @@ impl Stream {
         self.send(method, token, &options, payload).await;
     }
 
-    async fn ask(&mut self, method: &str, target: &str, payload: &[u8]) -> Frame {
+    pub async fn ask(&mut self, method: &str, target: &str, payload: &[u8]) -> Frame {
         self.request(method, b"ask", target, None, payload).await;
         loop {
             let frame = self.next().await;
@@ -109,7 +109,13 @@ impl Stream {
         }
     }
 
-    async fn next(&mut self) -> Frame {
+    /// Closes the connection and waits until the gateway has done so too.
+    pub async fn end(self) {
+        drop(self.io);
+        self.served.await.unwrap();
+    }
+
+    pub async fn next(&mut self) -> Frame {
         tokio::time::timeout(Duration::from_secs(20), async {
             loop {
                 if let Some((frame, bytes)) = parse(&self.read) {
