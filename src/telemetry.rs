@@ -304,7 +304,7 @@ pub const DESCRIPTIONS: &[(&str, Kind, &str)] = &[
     (MALFORMED_TOTAL, Kind::Counter, "Malformed input, by protocol."),
     (DATAGRAMS_TOTAL, Kind::Counter, "UDP datagrams received."),
     (TASK_PANICS_TOTAL, Kind::Counter, "Tasks that ended in a panic: a fault of the gateway, please report it."),
-    (REQUESTS_TOTAL, Kind::Counter, "HTTP requests, by status class."),
+    (REQUESTS_TOTAL, Kind::Counter, "HTTP requests, and CoAP requests along routes, by status class."),
     (REQUEST_DURATION_SECONDS, Kind::Histogram, "Time from a request's head to its answer's head."),
     (
         ACCESS_LOG_DROPPED_TOTAL,

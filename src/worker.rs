@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
 
@@ -179,10 +180,17 @@ fn socket(kind: Kind, address: SocketAddr) -> io::Result<Socket> {
         socket.set_only_v6(true)?;
     }
     if kind == Kind::Udp {
-        // Groups that other programs of this machine have joined are none of ours.
+        // Groups that other programs of this machine have joined are none of ours. On every address, datagrams say which of them they came to.
+        let says = address.ip().is_unspecified();
         match address {
-            SocketAddr::V4(_) => socket.set_multicast_all_v4(false)?,
-            SocketAddr::V6(_) => socket.set_multicast_all_v6(false)?,
+            SocketAddr::V4(_) => {
+                socket.set_multicast_all_v4(false)?;
+                setsockopt(&socket, sockopt::Ipv4PacketInfo, &says)?;
+            }
+            SocketAddr::V6(_) => {
+                socket.set_multicast_all_v6(false)?;
+                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &says)?;
+            }
         }
     }
     Ok(socket)

@@ -50,6 +50,7 @@ fn every_test_that_the_coap_list_names_exists() {
         let stem = match file {
             "stream" => "tcp",
             "interop" => "interop_coap",
+            "etsi" => "coap_etsi",
             "group" => "interop_coap_multicast",
             "devices" => "interop_coap_devices",
             "mapping" => "device_http",

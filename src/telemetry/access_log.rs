@@ -1,4 +1,4 @@
-//! One line per HTTP request, written by a thread of its own: a slow disk or a full pipe never holds a worker up. Lines that find the queue full are
+//! One line per HTTP request, and per CoAP request that was admitted along a route, written by a thread of its own: a slow disk or a full pipe never holds a worker up. Lines that find the queue full are
 //! dropped and counted.
 //!
 //! Text, in fixed columns, `-` for what there is not:
@@ -43,7 +43,8 @@ pub struct Entry {
     pub peer: IpAddr,
     pub device: Option<DeviceId>,
     pub method: http::Method,
-    pub version: http::Version,
+    /// HTTP/1.1, HTTP/2.0 or CoAP.
+    pub version: &'static str,
     pub host: Option<String>,
     /// Path and query, as they came.
     pub target: String,
@@ -122,7 +123,7 @@ impl Entry {
         escape(&mut line, self.host.as_deref().unwrap_or("-"));
         line.push(' ');
         escape(&mut line, &self.target);
-        let _ = write!(line, " {:?}\" {} {bytes} {:.3} ", self.version, self.status, millis(total));
+        let _ = write!(line, " {}\" {} {bytes} {:.3} ", self.version, self.status, millis(total));
         line.push_str(self.route.as_deref().unwrap_or("-"));
         line.push(' ');
         line.push_str(self.endpoint.as_deref().unwrap_or("-"));
@@ -150,7 +151,7 @@ impl Entry {
         put("method", self.method.as_str().into());
         put("host", self.host.as_deref().into());
         put("target", self.target.as_str().into());
-        put("version", format!("{:?}", self.version).into());
+        put("version", self.version.into());
         put("status", self.status.into());
         put("bytes", bytes.into());
         put("total_ms", millis(total).into());
@@ -260,7 +261,7 @@ mod tests {
             peer: IpAddr::from([192, 0, 2, 1]),
             device: DeviceId::parse("d1").ok(),
             method: http::Method::GET,
-            version: http::Version::HTTP_11,
+            version: "HTTP/1.1",
             host: Some("example.org".into()),
             target: target.into(),
             status: 200,

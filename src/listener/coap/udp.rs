@@ -15,7 +15,7 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use super::Context;
-use super::datagrams::{self, BATCH_MAX, Datagram};
+use super::datagrams::{self, BATCH_MAX, Datagram, Locals};
 use super::devices;
 use super::engine::{self, Elsewhere};
 use super::service::{Moment, SWEEP_EVERY, Service};
@@ -46,13 +46,22 @@ pub async fn serve_datagrams(
         shutdown.cancel();
         return;
     }
-    Driver::new(socket, context, seed, &shutdown).run(&shutdown).await;
+    let locals = match Locals::new(&socket, context.gateway.limits().coap_sessions_max as usize) {
+        Ok(locals) => locals,
+        Err(error) => {
+            tracing::error!(%error, listener = listener.name(), "socket has no address");
+            shutdown.cancel();
+            return;
+        }
+    };
+    Driver::new(socket, locals, context, seed, &shutdown).run(&shutdown).await;
 }
 
 type Stop<'s, 't> = Pin<&'s mut WaitForCancellationFuture<'t>>;
 
 struct Driver {
     socket: UdpSocket,
+    locals: Locals,
     gateway: Arc<Gateway>,
     endpoint: Endpoint,
     service: Service,
@@ -79,12 +88,13 @@ enum Woken {
 }
 
 impl Driver {
-    fn new(socket: UdpSocket, context: Context, seed: [u8; 32], shutdown: &CancellationToken) -> Self {
+    fn new(socket: UdpSocket, locals: Locals, context: Context, seed: [u8; 32], shutdown: &CancellationToken) -> Self {
         let gateway = context.gateway.clone();
         let limits = gateway.limits();
         let now = Instant::now();
         Driver {
             socket,
+            locals,
             endpoint: Endpoint::new(engine_config(&limits), now, seed),
             service: Service::new(context, limits.coap_sessions_max as usize),
             elsewhere: Elsewhere::new(shutdown),
@@ -183,8 +193,8 @@ impl Driver {
         if self.sent < self.batch.len() {
             return;
         }
-        let Driver { socket, gateway, endpoint, service, elsewhere, .. } = self;
-        let received = datagrams::receive(socket, |datagram| {
+        let Driver { socket, locals, gateway, endpoint, service, elsewhere, .. } = self;
+        let received = datagrams::receive(socket, locals, |datagram| {
             take(gateway, endpoint, service, elsewhere, now, &datagram);
         });
         match received {
@@ -226,7 +236,7 @@ impl Driver {
                 self.endpoint.swap_batch(&mut self.batch);
                 self.sent = 0;
             }
-            match datagrams::send(&self.socket, &self.batch, self.sent) {
+            match datagrams::send(&self.socket, &mut self.locals, &self.batch, self.sent) {
                 Ok(sent) => self.sent = sent,
                 // Taken up again when the socket has room.
                 Err(_) => return,

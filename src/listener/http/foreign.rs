@@ -5,26 +5,77 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 
 use super::Context;
 use super::headers::{self, Passing};
+use super::problem::{self, Refused};
 use super::relay::balancing_key;
-use crate::gateway::cached::{self, Errand};
-use crate::gateway::{ProxyBody, RouteAuth, UpstreamFault};
+use crate::gateway::cached::{self, CacheOutcome, Errand};
+use crate::gateway::{ProxyBody, RouteAuth, ServedBy, UpstreamFault, wall_ms};
 use crate::listener::{Relay, RelayFault, Relayed};
 use crate::message::Reject;
+use crate::telemetry::access_log::Entry;
+use crate::telemetry::meters;
 
 impl Relay for Context {
     fn relay(&self, relayed: Relayed) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, RelayFault>> + Send>> {
         let context = self.clone();
-        Box::pin(async move { relay(&context, relayed).await })
+        Box::pin(async move {
+            let began = Instant::now();
+            let request_id = context.shared.next_request_id();
+            let log = context.shared.access_log.as_ref().map(|log| log.note(entry(&relayed, &request_id), began));
+            let outcome = relay(&context, relayed, request_id, began).await;
+            let (status, bytes) = match &outcome {
+                Ok(response) => (response.status(), response.body().len() as u64),
+                Err(RelayFault::Reject(reject)) => (problem::status(reject), 0),
+                Err(RelayFault::Upstream(fault)) => (Refused::Upstream(*fault).status(), 0),
+                Err(RelayFault::AnswerTooLarge) => (StatusCode::BAD_GATEWAY, 0),
+            };
+            meters().request(status.as_u16(), began.elapsed());
+            if let Some(mut log) = log {
+                log.entry.status = status.as_u16();
+                if let Ok(response) = &outcome {
+                    let said = response.extensions();
+                    log.entry.endpoint = said.get::<ServedBy>().map(|served_by| served_by.0.clone());
+                    log.entry.cache = said.get::<CacheOutcome>().map(|outcome| outcome.as_str());
+                }
+                // The answer is read whole before it goes on.
+                log.entry.upstream = log.entry.endpoint.as_ref().map(|_| began.elapsed());
+                log.write(bytes);
+            }
+            outcome
+        })
     }
 }
 
-async fn relay(context: &Context, relayed: Relayed) -> Result<Response<Bytes>, RelayFault> {
-    let began = Instant::now();
+/// The line of the access log, without its outcome.
+fn entry(relayed: &Relayed, request_id: &HeaderValue) -> Entry {
+    let Relayed { route, request, peer, host, device, .. } = relayed;
+    Entry {
+        time_ms: wall_ms(),
+        peer: peer.to_canonical(),
+        device: device.as_ref().map(|device| device.id.clone()),
+        method: request.method().clone(),
+        version: "CoAP",
+        host: host.clone(),
+        target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+        status: 0,
+        route: Some(route.name.clone()),
+        endpoint: None,
+        upstream: None,
+        request_id: request_id.to_str().ok().map(str::to_owned),
+        cache: None,
+    }
+}
+
+async fn relay(
+    context: &Context,
+    relayed: Relayed,
+    request_id: HeaderValue,
+    began: Instant,
+) -> Result<Response<Bytes>, RelayFault> {
     let Some(exchange) = &context.exchange else { return Err(RelayFault::Upstream(UpstreamFault::Unavailable)) };
     if relayed.host.as_ref().is_some_and(|host| !headers::is_authority(host.as_bytes())) {
         return Err(RelayFault::Reject(Reject::Malformed { what: "a host that programs read differently" }));
@@ -34,7 +85,6 @@ async fn relay(context: &Context, relayed: Relayed) -> Result<Response<Bytes>, R
     let Relayed { route, request, peer, is_tls, host, device, mut kept, answer_bytes_max } = relayed;
     let (mut parts, body) = request.into_parts();
     let url = route.cache.is_some().then(|| cached::url(is_tls, host.as_deref(), &parts.uri));
-    let request_id = context.shared.next_request_id();
     let passing = Passing {
         peer: peer.to_canonical(),
         is_tls,

@@ -330,7 +330,11 @@ impl Connection {
             peer: self.conn.peer.ip().to_canonical(),
             device: None,
             method: request.method().clone(),
-            version: request.version(),
+            version: match request.version() {
+                Version::HTTP_10 => "HTTP/1.0",
+                Version::HTTP_2 => "HTTP/2.0",
+                _ => "HTTP/1.1",
+            },
             host: headers::host(request.uri(), request.headers()).map(str::to_owned),
             target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
             status: 0,
