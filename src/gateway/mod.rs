@@ -442,6 +442,7 @@ impl Gateway {
         }
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
         self.per_route.sweep(nanos, BUCKETS_SWEPT);
+        self.snapshot.load().rules.routes.refresh();
         self.expire_retained(wall_ms());
         self.directory.lock().expire(now);
         self.store_cursors();

@@ -3,6 +3,7 @@
 //! Hosts and paths are compared in the one spelling that policy uses too ([`canonical_path`]): `/%61dmin` is `/admin` for a route as it is for
 //! a backend, and a path that two programs could cut differently matches nothing.
 
+mod bearers;
 mod config;
 mod cors;
 mod edits;
@@ -30,6 +31,7 @@ use crate::network::Network;
 use crate::units::{ByteSize, Rate};
 
 pub use crate::policy::canonical_path;
+pub use bearers::Bearers;
 pub use config::{Auth as RouteAuth, Config as RouteConfig};
 use step::{Step, Visit};
 
@@ -40,6 +42,8 @@ pub struct Route {
     /// Empty: its steps answer.
     pub to: Arc<str>,
     pub auth: RouteAuth,
+    /// With `RouteAuth::Jwt`.
+    pub bearers: Option<Bearers>,
     pub timeout: Duration,
     pub idle_timeout: Duration,
     pub body_bytes_max: Option<u64>,
@@ -94,6 +98,11 @@ impl Routes {
         Routes(routes)
     }
 
+    /// Looks after the keys of identity providers. Reads files.
+    pub fn refresh(&self) {
+        self.0.iter().filter_map(|route| route.bearers.as_ref()).for_each(Bearers::refresh);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -143,6 +152,7 @@ impl Route {
             name: config.name.as_str().into(),
             to: config.to.as_str().into(),
             auth: config.auth,
+            bearers: config.jwt.as_ref().filter(|_| config.auth == RouteAuth::Jwt).map(Bearers::new),
             timeout: Duration::from_millis(u64::from(config.timeout_ms)),
             idle_timeout: Duration::from_millis(u64::from(config.idle_timeout_ms)),
             body_bytes_max: config.body_bytes_max.map(ByteSize::bytes),

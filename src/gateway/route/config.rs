@@ -6,6 +6,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::bearers::Config as Jwt;
 use super::template::Template;
 use crate::cache::response::Config as CacheConfig;
 use crate::network::Network;
@@ -37,8 +38,11 @@ pub struct Config {
     /// What the upstream sees instead of `path_prefix` (or `path`): "/" strips it. Without it the path stays as it came.
     #[schemars(regex(pattern = r"^/[^?#]*$"))]
     pub rewrite: Option<String>,
-    /// Who may use it: "device" for authenticated devices whom a policy rule allows the method on the path, "none" for anybody.
+    /// Who may use it: "device" for authenticated devices whom a policy rule allows the method on the path, "jwt" for bearers of
+    /// a token of an identity provider (`jwt`), without policy rules, "none" for anybody.
     pub auth: Auth,
+    /// With auth = "jwt": whose tokens.
+    pub jwt: Option<Jwt>,
     /// Networks that may use it; empty: all. Others get 403.
     pub allow: Vec<Network>,
     /// Networks that may not use it, whatever `allow` says.
@@ -83,6 +87,7 @@ impl Default for Config {
             answer: None,
             rewrite: None,
             auth: Auth::default(),
+            jwt: None,
             allow: Vec::new(),
             deny: Vec::new(),
             rate: None,
@@ -105,6 +110,7 @@ impl Default for Config {
 pub enum Auth {
     #[default]
     Device,
+    Jwt,
     None,
 }
 
@@ -217,8 +223,20 @@ impl Config {
         if self.cache.is_some() && self.to.is_empty() {
             add("cache", "there is no upstream whose answers it would keep".into());
         }
-        if self.rate_by == "device" && self.auth == Auth::None {
-            add("rate_by", "with auth = \"none\" no device is known".into());
+        if self.rate_by == "device" && self.auth != Auth::Device {
+            add("rate_by", "a device is known with auth = \"device\" alone".into());
+        }
+        match (&self.jwt, self.auth) {
+            (Some(jwt), Auth::Jwt) => {
+                if let Err(error) = jwt.read() {
+                    add("jwt", format!("jwks_file {}: {error}", jwt.jwks_file.display()));
+                }
+            }
+            (None, Auth::Jwt) => {
+                add("auth", "\"jwt\" needs to know whose: jwt = { issuer, audiences, jwks_file }".into())
+            }
+            (Some(_), Auth::Device | Auth::None) => add("jwt", "only auth = \"jwt\" looks at it".into()),
+            (None, Auth::Device | Auth::None) => {}
         }
         for (key, name) in self.header_names() {
             if HeaderName::try_from(name).is_err() {
@@ -322,6 +340,12 @@ mod tests {
             (json!({ "name": "a", "to": "x", "path": "/a", "path_prefix": "/b" }), "path"),
             (json!({ "name": "a", "answer": {}, "rewrite": "/" }), "rewrite"),
             (json!({ "name": "a", "answer": {}, "cache": {} }), "cache"),
+            (json!({ "name": "a", "to": "x", "auth": "jwt" }), "auth"),
+            (
+                json!({ "name": "a", "to": "x", "auth": "jwt", "jwt": { "issuer": "i", "audiences": ["a"], "jwks_file": "/nonexistent" } }),
+                "jwt",
+            ),
+            (json!({ "name": "a", "to": "x", "jwt": { "issuer": "i", "audiences": ["a"], "jwks_file": "x" } }), "jwt"),
             (json!({ "name": "a", "to": "x", "auth": "none", "rate_by": "device" }), "rate_by"),
             (json!({ "name": "a", "to": "x", "headers": { "a b": "*" } }), "headers"),
             (

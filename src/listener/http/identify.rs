@@ -37,7 +37,7 @@ pub fn identify(gateway: &Gateway, conn: &ConnectionInfo, headers: &HeaderMap) -
 }
 
 /// RFC 6750 section 2.1; the scheme without case (RFC 9110 section 11.1).
-fn bearer(value: &HeaderValue) -> Option<&[u8]> {
+pub fn bearer(value: &HeaderValue) -> Option<&[u8]> {
     let (scheme, token) = value.as_bytes().split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
 }

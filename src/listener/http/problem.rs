@@ -35,6 +35,8 @@ pub enum Refused {
     Loop,
     /// The request has something that cannot be said to a CoAP device.
     Unmappable(StatusCode),
+    /// A route wants a token of an identity provider, and this is none of its (RFC 6750 section 3.1).
+    Token,
     /// The request plane's other side failed.
     Upstream(UpstreamFault),
 }
@@ -65,6 +67,7 @@ impl Refused {
             Refused::NoRoute => StatusCode::NOT_FOUND,
             Refused::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Refused::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Refused::Token => StatusCode::UNAUTHORIZED,
             Refused::Loop => StatusCode::LOOP_DETECTED,
             Refused::Unmappable(status) => *status,
             Refused::Upstream(UpstreamFault::Unreachable) => StatusCode::BAD_GATEWAY,
@@ -96,6 +99,10 @@ impl Refused {
         match self {
             Refused::Reject(Reject::Unauthenticated) => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"tidegate\""));
+            }
+            Refused::Token => {
+                let says = "Bearer realm=\"tidegate\", error=\"invalid_token\"";
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(says));
             }
             Refused::Reject(Reject::TooFast { retry_after, .. } | Reject::Full { retry_after, .. }) => {
                 headers.insert(RETRY_AFTER, whole_seconds(*retry_after));

@@ -9,9 +9,9 @@
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use http::header::{CONNECTION, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Empty};
@@ -84,6 +84,11 @@ impl Connection {
         let by_rule = match route.auth {
             RouteAuth::None => {
                 self.gateway.admit_address(self.conn.peer.ip(), began)?;
+                None
+            }
+            RouteAuth::Jwt => {
+                self.gateway.admit_address(self.conn.peer.ip(), began)?;
+                believe(route, request.headers())?;
                 None
             }
             RouteAuth::Device => self.admit(&request, size, facts, began).await?,
@@ -287,6 +292,26 @@ impl Connection {
         }
         Ok(device)
     }
+}
+
+/// Takes a token of the route's identity provider.
+fn believe(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
+    let mut shown = headers.get_all(AUTHORIZATION).iter();
+    let (Some(authorization), None) = (shown.next(), shown.next()) else {
+        meters().http.reject(&Reject::Unauthenticated);
+        return Err(Reject::Unauthenticated.into());
+    };
+    let token = identify::bearer(authorization).and_then(|token| std::str::from_utf8(token).ok());
+    let now_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let believed = match (token, &route.bearers) {
+        (Some(token), Some(bearers)) => bearers.believe(token, now_unix).map_err(|refusal| format!("{refusal:?}")),
+        _ => Err("no bearer token".to_owned()),
+    };
+    believed.map_err(|why| {
+        tracing::debug!(route = &*route.name, why, "token refused");
+        meters().http.reject(&Reject::Unauthenticated);
+        Refused::Token
+    })
 }
 
 /// Steers balancing by hash: one client, one endpoint.

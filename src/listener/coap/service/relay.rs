@@ -93,6 +93,11 @@ impl Service {
                 }
                 None
             }
+            // Such a token has no place in CoAP.
+            RouteAuth::Jwt => {
+                self.gateway.admit_address(request.peer.ip(), now.at).map_err(stranger)?;
+                return Err(stranger(Reject::Unauthenticated));
+            }
             RouteAuth::Device => {
                 let id = self.identify(now, request).map_err(stranger)?;
                 let context = self.contexts.get_mut(id).ok_or((Reject::ShuttingDown, false))?;
