@@ -213,7 +213,15 @@ fn broken_coap_is_answered_as_coap_says() {
     }
     // A confirmable message with a format error: RST with its id (RFC 7252 section 4.2).
     client.set_timeout(Duration::from_secs(5));
-    for bytes in [&b"\x49\x01\x12\x34aaaaaaaaa"[..], b"\x40\x01\x12\x34\xff", b"\x40\x01\x12\x34\xb9ps"] {
+    let malformed: [&[u8]; 5] = [
+        // A token of the reserved length, one shorter than it says (RFC 8974 section 2.1), one whose length is cut off.
+        b"\x4f\x01\x12\x34aaaaaaaaa",
+        b"\x49\x01\x12\x34aaaaaaaa",
+        b"\x4e\x01\x12\x34\x00",
+        b"\x40\x01\x12\x34\xff",
+        b"\x40\x01\x12\x34\xb9ps",
+    ];
+    for bytes in malformed {
         client.send(bytes).unwrap();
         assert_eq!(client.receive().unwrap(), [0x70, 0, 0x12, 0x34], "{bytes:02x?}");
     }
