@@ -1,6 +1,6 @@
 """A CoAP device in Python, written from the wire contract alone: aiocoap, cbor2 and cryptography, no code of Tidegate's.
 
-coap_device.py PORT DEVICE KEY.pem GATEWAY_ID_HEX        logs in by challenge, publishes, reads back, observes its own state
+coap_device.py PORT DEVICE KEY.pem GATEWAY_ID_HEX TCP_PORT    logs in by challenge, publishes, reads back, observes its own state, and so over TCP
 Prints `ok` last.
 """
 
@@ -25,7 +25,7 @@ async def request(context, code, uri, payload=b"", **options):
 
 
 async def main():
-    port, device, key_file, gateway_id = sys.argv[1:5]
+    port, device, key_file, gateway_id, tcp_port = sys.argv[1:6]
     base = f"coap://127.0.0.1:{port}"
     with open(key_file, "rb") as file:
         key = load_pem_private_key(file.read(), None)
@@ -73,6 +73,14 @@ async def main():
     await request(context, aiocoap.PUT, f"{base}/s?t={token}", b"second", content_format=0)
     second = await asyncio.wait_for(notifications.__anext__(), 10)
     assert second.payload == b"second", second.payload
+
+    # Over TCP, with a body of many blocks' length in one message.
+    base = f"coap+tcp://127.0.0.1:{tcp_port}"
+    long = b"0123456789" * 2000
+    answer = await request(context, aiocoap.PUT, f"{base}/s?t={token}", long, content_format=42)
+    assert answer.code == aiocoap.CHANGED, (answer.code, answer.payload)
+    answer = await request(context, aiocoap.GET, f"{base}/s?t={token}")
+    assert (answer.code, answer.payload) == (aiocoap.CONTENT, long), (answer.code, len(answer.payload))
     await context.shutdown()
     print("ok")
 
