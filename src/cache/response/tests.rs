@@ -26,7 +26,8 @@ fn secs(terms: Option<(Terms, Audience)>) -> Option<u64> {
 /// What is kept, and how long it is fresh; `None`: not kept.
 #[test]
 fn what_is_kept_and_for_how_long() {
-    let cases: &[(u16, &[(&str, &str)], Option<u64>)] = &[
+    type Said = &'static [(&'static str, &'static str)];
+    let cases: &[(u16, Said, Option<u64>)] = &[
         (200, &[("cache-control", "max-age=60")], Some(60)),
         (200, &[("cache-control", "Max-Age=60")], Some(60)),
         (200, &[("cache-control", "s-maxage=5, max-age=60")], Some(5)),
