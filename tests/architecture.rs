@@ -54,12 +54,13 @@ const ENGINES: [(&str, &[&str]); 5] = [
 ];
 
 /// Foreign crates behind one door.
-const DOORS: [(&str, &[&str]); 10] = [
+const DOORS: [(&str, &[&str]); 11] = [
     ("rusqlite", &["spool", "identity"]),
     ("tidegate_memory", &["cli"]),
     ("rumqttc", &["upstream/mqtt"]),
     ("rumqttd", &["demo", "cli"]),
     ("coap_lite", &["demo", "cli"]),
+    ("ring", &["tls", "gateway"]),
     ("rustls", &["tls"]),
     ("tokio_rustls", &["tls"]),
     ("toml", &["config"]),

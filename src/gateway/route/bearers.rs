@@ -94,7 +94,13 @@ impl Bearers {
             audiences: &self.config.audiences,
             now_unix,
             clock_skew_secs: self.config.clock_skew_secs.into(),
+            es256: is_es256,
         };
         self.keys.load().believe(token, &wanted).map(|_| ())
     }
+}
+
+fn is_es256(point: &[u8], signed: &[u8], signature: &[u8]) -> bool {
+    let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_FIXED, point);
+    key.verify(signed, signature).is_ok()
 }
