@@ -10,6 +10,7 @@ use tidegate_auth::{CbType, Proto, Transcript, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 mod cached;
+mod http2;
 mod jwt;
 mod relay;
 mod routes;
