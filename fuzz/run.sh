@@ -17,7 +17,7 @@ flags+=" -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanit
 flags+=" -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0 -Ccodegen-units=16"
 
 # With --target the flags reach neither build scripts nor procedural macros.
-RUSTFLAGS="$flags" cargo build -q --release --target "$host" --target-dir "$out"
+RUSTFLAGS="$flags" cargo build -q --release --locked --target "$host" --target-dir "$out"
 
 [ $# -gt 0 ] || set -- $(sed -n 's/^path = "fuzz_targets\/\(.*\)\.rs"/\1/p' Cargo.toml)
 broken=0
