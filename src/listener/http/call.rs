@@ -70,6 +70,11 @@ impl Prefix {
     pub fn strip<'a>(&self, path: &'a str) -> Option<&'a str> {
         path.strip_prefix(self.0.as_str())?.strip_prefix('/')
     }
+
+    /// The path as a client knows it; `path` begins with a slash.
+    pub fn before(&self, path: &str) -> String {
+        format!("{}{path}", self.0)
+    }
 }
 
 /// Reads a path below the prefix. `None`: no name of ours, so perhaps a route's.
@@ -311,6 +316,8 @@ mod tests {
         }
         let prefix = Prefix::new("/gw");
         assert_eq!(prefix.strip("/gw/telemetry"), Some("telemetry"));
+        assert_eq!(prefix.before("/hc/lamp-1/a"), "/gw/hc/lamp-1/a");
+        assert_eq!(Prefix::new("/").before("/hc/lamp-1/a"), "/hc/lamp-1/a");
         for path in ["/telemetry", "/gwx/telemetry", "/gw"] {
             assert_eq!(prefix.strip(path), None, "{path}");
         }

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, IF_MATCH, IF_NONE_MATCH};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, IF_MATCH, IF_NONE_MATCH, LOCATION};
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;
 
@@ -75,7 +75,12 @@ impl Connection {
         *mapped.method_mut() = parts.method.clone();
         *mapped.uri_mut() = Uri::try_from(uri).map_err(|_| Reject::Malformed { what: "a path that is no URI" })?;
         *mapped.headers_mut() = heard_by_device(&parts.headers);
-        let response = reach.reach(&asked, mapped, self.gateway.device_timeout()).await.map_err(refused)?;
+        let mut response = reach.reach(&asked, mapped, self.gateway.device_timeout()).await.map_err(refused)?;
+        if let Some(location) = response.headers().get(LOCATION).and_then(|value| value.to_str().ok())
+            && let Ok(location) = self.shared.prefix.before(location).parse()
+        {
+            response.headers_mut().insert(LOCATION, location);
+        }
         let is_head = parts.method == Method::HEAD;
         Ok(response.map(|body| if is_head || body.is_empty() { Body::Empty } else { Body::from(body) }))
     }
