@@ -180,16 +180,18 @@ fn socket(kind: Kind, address: SocketAddr) -> io::Result<Socket> {
         socket.set_only_v6(true)?;
     }
     if kind == Kind::Udp {
-        // Groups that other programs of this machine have joined are none of ours. On every address, datagrams say which of them they came to.
-        let says = address.ip().is_unspecified();
-        match address {
-            SocketAddr::V4(_) => {
-                socket.set_multicast_all_v4(false)?;
-                setsockopt(&socket, sockopt::Ipv4PacketInfo, &says)?;
-            }
-            SocketAddr::V6(_) => {
-                socket.set_multicast_all_v6(false)?;
-                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &says)?;
+        // Groups that other programs of this machine have joined are none of ours. What a kernel does not know (IPv6: before Linux 4.20) it does not do either way.
+        let all_groups = match address {
+            SocketAddr::V4(_) => socket.set_multicast_all_v4(false),
+            SocketAddr::V6(_) => socket.set_multicast_all_v6(false),
+        };
+        all_groups
+            .or_else(|error| if error.raw_os_error() == Some(nix::libc::ENOPROTOOPT) { Ok(()) } else { Err(error) })?;
+        if address.ip().is_unspecified() {
+            // Datagrams say which of our addresses they came to.
+            match address {
+                SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+                SocketAddr::V6(_) => setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?,
             }
         }
     }
