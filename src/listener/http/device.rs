@@ -11,9 +11,10 @@ use hyper::body::Incoming;
 
 use super::body::Body;
 use super::problem::Refused;
+use super::relay::lower;
 use super::{Connection, Facts};
 use crate::gateway::{BodySize, ReachFault, UpstreamFault};
-use crate::message::{Action, DeviceId, Reject};
+use crate::message::{DeviceId, Reject};
 
 /// A device and what is asked of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,31 +43,17 @@ impl Connection {
         target: Target,
         facts: &mut Facts,
     ) -> Result<Response<Body>, Refused> {
-        let device = self.caller(request.headers())?;
-        facts.device.clone_from(&device);
-        let Some(action) = Action::parse(request.method().as_str()) else {
-            return Err(Reject::Forbidden { rule: None }.into());
-        };
         let Target { device: asked, path } = target;
         let (parts, body) = request.into_parts();
         let bytes_max = self.limits.blockwise_bytes_max.bytes();
-        let whole = Request::from_parts(parts.clone(), body);
-        let size = BodySize::UpTo(bytes_max);
         let resource = format!("/hc/{asked}{path}");
-        let by_rule = self
-            .seats
-            .with(&self.gateway, &self.conn, device, |gateway, client| {
-                gateway.admit_request(client, action, &resource, size, Instant::now())
-            })
-            .await??;
+        let what = (&parts.method, &*resource);
+        let by_rule = self.admit(what, &parts.headers, BodySize::UpTo(bytes_max), facts, Instant::now()).await?;
         // Who may not ask does not learn who is there.
         let reach = self.gateway.reach(&asked, Instant::now()).ok_or(Reject::NotFound)?;
         let _slot = self.shared.request_slot(self.limits.requests_in_flight_max)?;
-        let (limit, bytes_max) = match by_rule {
-            Some(by_rule) if by_rule < bytes_max => ("bytes_max", by_rule),
-            Some(_) | None => ("blockwise_bytes_max", bytes_max),
-        };
-        let body = self.body(whole, limit, usize::try_from(bytes_max).unwrap_or(usize::MAX)).await?;
+        let (limit, bytes_max) = lower(by_rule, ("blockwise_bytes_max", bytes_max));
+        let body = self.body(body, limit, usize::try_from(bytes_max).unwrap_or(usize::MAX)).await?;
         let uri = match parts.uri.query() {
             Some(query) => format!("{path}?{query}"),
             None => path,

@@ -302,7 +302,7 @@ impl Connection {
         let call = below.and_then(|path| call::parse(request.method(), path, uri.query(), events));
         let Some(call) = call else { return self.relay(request, facts).await };
         if let Ok(call @ (Call::Challenge | Call::Session | Call::Token)) = &call {
-            let body = self.body(request, "body_bytes_max", identify::BODY_BYTES_MAX).await?;
+            let body = self.body(request.into_body(), "body_bytes_max", identify::BODY_BYTES_MAX).await?;
             return Ok(match call {
                 Call::Token => identify::oauth(&self.gateway, &self.conn, &body),
                 _ => identify::exchange(&self.gateway, &self.conn, call, &body),
@@ -313,7 +313,8 @@ impl Connection {
         match call? {
             Call::Publish { target, qos, retain } => {
                 let headers = request.headers().clone();
-                let body = self.body(request, "packet_bytes_max", self.limits.packet_bytes_max as usize).await?;
+                let body =
+                    self.body(request.into_body(), "packet_bytes_max", self.limits.packet_bytes_max as usize).await?;
                 let draft = device_api::draft(&headers, body, qos, retain)?;
                 self.publish(device, &target, draft).await
             }
@@ -353,13 +354,8 @@ impl Connection {
         refused.into()
     }
 
-    async fn body(
-        &self,
-        request: Request<Incoming>,
-        limit: &'static str,
-        bytes_max: usize,
-    ) -> Result<bytes::Bytes, Refused> {
-        body::read(request.into_body(), limit, bytes_max, millis(self.limits.body_timeout_ms)).await
+    async fn body(&self, body: Incoming, limit: &'static str, bytes_max: usize) -> Result<bytes::Bytes, Refused> {
+        body::read(body, limit, bytes_max, millis(self.limits.body_timeout_ms)).await
     }
 }
 

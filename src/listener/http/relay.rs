@@ -91,7 +91,10 @@ impl Connection {
                 believe(route, request.headers())?;
                 None
             }
-            RouteAuth::Device => self.admit(&request, size, facts, began).await?,
+            RouteAuth::Device => {
+                let asked = (request.method(), request.uri().path());
+                self.admit(asked, request.headers(), size, facts, began).await?
+            }
         };
         let device = facts.device.as_ref().map(|device| &device.id);
         let rate = match self.gateway.admit_route(route, &self.visit(&request), device, began) {
@@ -105,8 +108,7 @@ impl Connection {
         };
         let slot = self.shared.request_slot(self.limits.requests_in_flight_max)?;
         let held = Held::new(slot, self.activity.begin());
-        let limit =
-            by_rule.filter(|by_rule| *by_rule < bytes_max).map_or((BODY_LIMIT, bytes_max), |max| ("bytes_max", max));
+        let limit = lower(by_rule, (BODY_LIMIT, bytes_max));
         let mut response = self.pass_on(request, route, limit, held, kept, facts, began).await?;
         headers::say_rate(response.headers_mut(), &route.name, rate);
         Ok(response)
@@ -139,24 +141,24 @@ impl Connection {
         Ok(route)
     }
 
-    /// Admission of a device: how large the body may become by the rule that allows it.
-    async fn admit(
+    /// Admission of a device to a method of a resource: how large the body may become by the rule that allows it.
+    pub(super) async fn admit(
         &self,
-        request: &Request<Incoming>,
+        (method, resource): (&Method, &str),
+        headers: &HeaderMap,
         size: BodySize,
         facts: &mut Facts,
         now: Instant,
     ) -> Result<Option<u64>, Refused> {
-        facts.device = self.caller(request.headers())?;
-        let Some(action) = Action::parse(request.method().as_str()) else {
+        facts.device = self.caller(headers)?;
+        let Some(action) = Action::parse(method.as_str()) else {
             // A rule cannot name it, so none allows it.
             return Err(Reject::Forbidden { rule: None }.into());
         };
-        let path = request.uri().path();
         let admitted = self
             .seats
             .with(&self.gateway, &self.conn, facts.device.clone(), |gateway, client| {
-                gateway.admit_request(client, action, path, size, now)
+                gateway.admit_request(client, action, resource, size, now)
             })
             .await??;
         Ok(admitted)
@@ -292,6 +294,11 @@ impl Connection {
         }
         Ok(device)
     }
+}
+
+/// The limit that a body meets first: ours, or that of the rule that allows it.
+pub(super) fn lower(by_rule: Option<u64>, ours: (&'static str, u64)) -> (&'static str, u64) {
+    by_rule.filter(|by_rule| *by_rule < ours.1).map_or(ours, |by_rule| ("bytes_max", by_rule))
 }
 
 /// Takes a token of the route's identity provider.
