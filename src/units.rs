@@ -26,6 +26,21 @@ pub struct Rate {
     pub burst: u32,
 }
 
+/// A sliding window: `"100/m sliding"`. In any minute, wherever it begins, at most 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlidingRate {
+    /// Per period, at least 1.
+    pub count: u32,
+    pub period: Period,
+}
+
+/// One or the other: `"100/m burst 20"`, `"100/m sliding"`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Quota {
+    Bucket(Rate),
+    Sliding(SlidingRate),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Period {
     Second,
@@ -153,7 +168,48 @@ impl Rate {
     }
 }
 
+impl Quota {
+    pub const ALLOWED: &'static str =
+        "a rate such as \"100/s\", \"100/s burst 200\", \"30/m\" or \"2/h\", or \"30/m sliding\"";
+}
+
+impl FromStr for Quota {
+    type Err = InvalidQuantity;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some(rate) = text.trim_end().strip_suffix("sliding").filter(|rate| rate.ends_with(char::is_whitespace))
+        else {
+            let refuse = |InvalidQuantity { text, .. }| InvalidQuantity { text, allowed: Self::ALLOWED };
+            return text.parse().map(Quota::Bucket).map_err(refuse);
+        };
+        match rate.parse::<Rate>() {
+            // A window has no depth of its own.
+            Ok(Rate { count, period, .. }) if !rate.contains("burst") => {
+                Ok(Quota::Sliding(SlidingRate { count, period }))
+            }
+            _ => Err(InvalidQuantity { text: text.to_owned(), allowed: Self::ALLOWED }),
+        }
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Quota::Bucket(rate) => rate.fmt(f),
+            Quota::Sliding(SlidingRate { count, period }) => write!(f, "{count}/{} sliding", period.letter()),
+        }
+    }
+}
+
 impl Period {
+    const fn letter(self) -> &'static str {
+        match self {
+            Period::Second => "s",
+            Period::Minute => "m",
+            Period::Hour => "h",
+        }
+    }
+
     pub const fn duration(self) -> Duration {
         match self {
             Period::Second => Duration::from_secs(1),
@@ -191,12 +247,7 @@ impl FromStr for Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let period = match self.period {
-            Period::Second => "s",
-            Period::Minute => "m",
-            Period::Hour => "h",
-        };
-        write!(f, "{}/{period} burst {}", self.count, self.burst)
+        write!(f, "{}/{} burst {}", self.count, self.period.letter(), self.burst)
     }
 }
 
@@ -227,6 +278,7 @@ text_in_config!(
 );
 text_in_config!(Age, schemars::json_schema!({ "type": "string", "format": "age" }));
 text_in_config!(Rate, schemars::json_schema!({ "type": "string", "format": "rate" }));
+text_in_config!(Quota, schemars::json_schema!({ "type": "string", "format": "quota" }));
 
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -250,6 +302,12 @@ impl<'de> Deserialize<'de> for Age {
 }
 
 impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Quota {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
@@ -322,6 +380,10 @@ mod tests {
             let rate: Rate = text.parse().unwrap();
             assert_eq!(rate.to_string(), text);
         }
+        for text in ["100/s burst 200", "30/m sliding"] {
+            let quota: Quota = text.parse().unwrap();
+            assert_eq!(quota.to_string(), text);
+        }
     }
 
     #[test]
@@ -334,6 +396,10 @@ mod tests {
         }
         for text in ["", "10", "10/d", "0/s", "1/s burst 0", "1/s burst", "1/s burst 2 3", "-1/s"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
+            assert!(text.parse::<Quota>().is_err(), "{text}");
+        }
+        for text in ["30/msliding", "sliding", " sliding", "30/m burst 5 sliding", "0/m sliding", "30/m sliding 5"] {
+            assert!(text.parse::<Quota>().is_err(), "{text}");
         }
     }
 

@@ -104,6 +104,7 @@ fn memory(config: &Config) -> Vec<(&'static str, &'static str, u64)> {
         ("last values, retained", "`retained_bytes_max`", limits.retained_bytes_max.bytes()),
         ("last values, others", "`last_values_bytes_max`", limits.last_values_bytes_max.bytes()),
         ("rate buckets", "3 x `buckets_max` x 64 B", times(limits.buckets_max, 3 * 64)),
+        ("sliding windows of routes", "`buckets_max` x 128 B", times(limits.buckets_max, 128)),
         (
             "used JWTs and challenges",
             "(`jti_max` + `used_challenges_max`) x 100 B",

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use serde_json::{Map, Value as Json};
 
 use crate::network::Network;
-use crate::units::{Age, ByteSize, Rate};
+use crate::units::{Age, ByteSize, Quota, Rate};
 
 use super::document::{KeyPath, Node, Step, Value};
 use super::problem::Problem;
@@ -161,6 +161,7 @@ impl Schema {
             Some("byte-size") => return ByteSize::ALLOWED.to_owned(),
             Some("age") => return Age::ALLOWED.to_owned(),
             Some("rate") => return Rate::ALLOWED.to_owned(),
+            Some("quota") => return Quota::ALLOWED.to_owned(),
             Some("path") if types(schema).contains(&"array") => return "a list of paths".to_owned(),
             Some("path") => return "a path".to_owned(),
             Some("socket-address") => return SOCKET_ADDRESS.to_owned(),
@@ -269,6 +270,7 @@ impl Walk<'_> {
                     Some("byte-size") => text.parse::<ByteSize>().is_err(),
                     Some("age") => text.parse::<Age>().is_err(),
                     Some("rate") => text.parse::<Rate>().is_err(),
+                    Some("quota") => text.parse::<Quota>().is_err(),
                     Some("socket-address") => text.parse::<SocketAddr>().is_err(),
                     Some("cidr") => text.parse::<Network>().is_err(),
                     _ => pattern(schema).is_some_and(|(fits, _)| !fits(text)),

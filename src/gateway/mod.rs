@@ -36,7 +36,7 @@ use portable_atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::directory::Directory;
 use crate::hub::{Hub, QueueLimits};
 use crate::identity::Identity;
-use crate::limit::{self, KeyedBuckets};
+use crate::limit::{self, KeyedBuckets, KeyedWindows};
 use crate::message::{
     Action, Caller, CloseReason, Completion, Control, Device, DeviceId, Message, MessageId, Origin, Protocol, Qos,
     Receipt, Reject, Topic,
@@ -106,6 +106,7 @@ pub struct Gateway {
     per_rule: KeyedBuckets<(u32, u32)>,
     /// By route and whom its rate counts, hashed with a key that strangers do not know.
     per_route: KeyedBuckets<(u64, u64)>,
+    per_route_windows: KeyedWindows<(u64, u64)>,
     route_hasher: RandomState,
     /// Not there before a route asks for it.
     cached: OnceLock<Arc<Cached>>,
@@ -179,6 +180,7 @@ impl Gateway {
             logins_per_address: KeyedBuckets::new(limits.buckets_max as usize),
             per_rule: KeyedBuckets::new(limits.buckets_max as usize),
             per_route: KeyedBuckets::new(limits.buckets_max as usize),
+            per_route_windows: KeyedWindows::new(limits.buckets_max as usize),
             route_hasher: RandomState::new(),
             cached: OnceLock::new(),
             config,
@@ -442,6 +444,7 @@ impl Gateway {
         }
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
         self.per_route.sweep(nanos, BUCKETS_SWEPT);
+        self.per_route_windows.sweep(nanos, BUCKETS_SWEPT);
         self.snapshot.load().rules.routes.refresh();
         self.expire_retained(wall_ms());
         self.directory.lock().expire(now);

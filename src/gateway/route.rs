@@ -28,7 +28,7 @@ use super::{Action, AddressKey, Client, DeviceId, Gateway, Reject, wall_ms};
 use crate::cache::response::Rule as CacheRule;
 use crate::limit::Left;
 use crate::network::Network;
-use crate::units::{ByteSize, Rate};
+use crate::units::{ByteSize, Quota, Rate, SlidingRate};
 
 pub use crate::policy::canonical_path;
 pub use bearers::Bearers;
@@ -59,7 +59,7 @@ pub struct Route {
     has_cors: bool,
     allow: Vec<Network>,
     deny: Vec<Network>,
-    rate: Option<(Rate, RateBy)>,
+    rate: Option<(Quota, RateBy)>,
 }
 
 #[derive(Clone, Debug)]
@@ -308,7 +308,7 @@ impl Gateway {
         if !route.permits(visit.peer) {
             return Err((Reject::Forbidden { rule: None }, None));
         }
-        let Some((rate, by)) = &route.rate else { return Ok(None) };
+        let Some((quota, by)) = &route.rate else { return Ok(None) };
         let of_address = || self.route_hasher.hash_one(AddressKey::from(visit.peer));
         let who = match by {
             RateBy::Address => of_address(),
@@ -316,14 +316,21 @@ impl Gateway {
             RateBy::Route => 0,
             RateBy::Header(name) => self.route_hasher.hash_one(visit.headers.get(name).map(HeaderValue::as_bytes)),
         };
-        let key = (self.route_hasher.hash_one(&*route.name), who);
-        let state = |left: Left| RateLeft {
-            quota: rate.count,
-            window: rate.period.duration(),
-            left: left.tokens,
-            reset: left.full_in,
+        let (nanos, name) = (self.nanos(now), &*route.name);
+        let (count, period, taken) = match *quota {
+            Quota::Bucket(rate @ Rate { count, period, .. }) => {
+                let key = (self.route_hasher.hash_one(name), who);
+                (count, period, self.per_route.take(&key, nanos, rate, 1))
+            }
+            Quota::Sliding(rate @ SlidingRate { count, period }) => {
+                // A window of another length has other slots, after a reload.
+                let key = (self.route_hasher.hash_one((name, period.duration())), who);
+                (count, period, self.per_route_windows.take(&key, nanos, rate, 1))
+            }
         };
-        match self.per_route.take(&key, self.nanos(now), *rate, 1) {
+        let state =
+            |left: Left| RateLeft { quota: count, window: period.duration(), left: left.tokens, reset: left.full_in };
+        match taken {
             Ok(left) => Ok(Some(state(left))),
             Err(retry_after) => {
                 let nothing = state(Left { tokens: 0, full_in: retry_after });

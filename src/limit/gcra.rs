@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use portable_atomic::{AtomicU64, Ordering};
 
+use super::keyed::Count;
 use crate::units::Rate;
 
 /// One lock-free token bucket. Eight bytes; the rate comes with each check, so that a reload changes it at once.
@@ -71,15 +72,33 @@ pub(super) fn advance(tat: u64, now_nanos: u64, rate: Rate, cost: u32) -> (u64, 
     (kept, Err(Duration::from_nanos(wait.max(1))))
 }
 
-/// What is left in a bucket.
+/// The same bucket for one owner at a time, as a table keeps it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tat(u64);
+
+impl Count for Tat {
+    type Rate = Rate;
+
+    fn take(&mut self, now_nanos: u64, rate: Rate, cost: u32) -> Result<Left, Duration> {
+        let (next, verdict) = advance(self.0, now_nanos, rate, cost);
+        self.0 = next;
+        verdict.map(|()| left(next, now_nanos, rate))
+    }
+
+    fn is_as_new(&self, now_nanos: u64) -> bool {
+        self.0 <= now_nanos
+    }
+}
+
+/// What is left in a bucket, or of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Left {
     pub tokens: u32,
-    /// Until it is full again.
+    /// Until all of it is there again.
     pub full_in: Duration,
 }
 
-pub(super) fn left(tat: u64, now_nanos: u64, rate: Rate) -> Left {
+fn left(tat: u64, now_nanos: u64, rate: Rate) -> Left {
     let interval = rate.nanos_per_token().max(1);
     let depth = interval.saturating_mul(u64::from(rate.burst.max(1)));
     let debt = tat.saturating_sub(now_nanos);

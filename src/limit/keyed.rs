@@ -1,7 +1,7 @@
-//! A bounded table of token buckets for keys that outsiders choose.
+//! A bounded table of token buckets, or of sliding windows, for keys that outsiders choose.
 //!
 //! Per check: one SipHash (keys come from strangers, so a weak hash would be an invitation), one short lock of one shard, one look-up.
-//! The hash stands for the key: of 64 bits, so that two keys share a bucket but once in ages, and nobody can choose which. 40 bytes or so per key. At the bound a new key first takes the place of a bucket that is full again, which loses nothing; a hand
+//! The hash stands for the key: of 64 bits, so that two keys share a bucket but once in ages, and nobody can choose which. 40 bytes or so per key. At the bound a new key first takes the place of a count that is as good as new (a bucket that is full again), which loses nothing; a hand
 //! goes round the shard and looks at [`LOOK_MAX`] entries per new key, so a flood of new keys costs each of them a constant. Only when
 //! all of those are in debt does the new key share the shard's one overflow bucket: strangers then slow down each other, and the
 //! keys already known keep what is theirs. No debt is ever forgotten to make room.
@@ -15,36 +15,56 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use portable_atomic::{AtomicU64, Ordering};
 
-use super::gcra::{Left, advance, left};
-use crate::units::Rate;
+use super::gcra::{Left, Tat};
+use super::window::Window;
 
 /// Entries inspected per new key when the shard is full.
 const LOOK_MAX: usize = 8;
 const SHARDS_MAX: usize = 16;
 
+/// What is counted for one key.
+pub trait Count: Copy + Default {
+    type Rate: Copy;
+
+    /// Takes `cost`, or takes nothing and says how long to wait.
+    ///
+    /// # Errors
+    /// The time to wait.
+    fn take(&mut self, now_nanos: u64, rate: Self::Rate, cost: u32) -> Result<Left, Duration>;
+
+    /// Whether forgetting it changes nothing.
+    fn is_as_new(&self, now_nanos: u64) -> bool;
+}
+
 /// Token buckets by key, at most as many as it was made with.
-pub struct KeyedBuckets<K> {
-    shards: Box<[Mutex<Shard>]>,
+pub type KeyedBuckets<K> = Keyed<K, Tat>;
+
+/// Sliding windows by key, likewise.
+pub type KeyedWindows<K> = Keyed<K, Window>;
+
+/// Counts by key, at most as many as it was made with.
+pub struct Keyed<K, C> {
+    shards: Box<[Mutex<Shard<C>>]>,
     hasher: RandomState,
     keys_per_shard_max: usize,
     overflowed: AtomicU64,
     keys: PhantomData<fn(&K)>,
 }
 
-struct Shard {
+struct Shard<C> {
     places: HashMap<u64, usize, BuildHasherDefault<AsItIs>>,
-    /// The keys' hashes and their theoretical arrival times, dense, so that the hand can go round.
-    entries: Vec<(u64, u64)>,
+    /// The keys' hashes and what is counted for them, dense, so that the hand can go round.
+    entries: Vec<(u64, C)>,
     hand: usize,
-    /// The arrival time of the bucket that keys without a place share.
-    overflow: u64,
+    /// The count that keys without a place share.
+    overflow: C,
 }
 
-impl<K: Hash> KeyedBuckets<K> {
+impl<K: Hash, C: Count> Keyed<K, C> {
     /// `keys_max` is rounded up to a multiple of the number of shards (1 to 16).
     pub fn new(keys_max: usize) -> Self {
         let shards = (keys_max / 64).clamp(1, SHARDS_MAX);
-        KeyedBuckets {
+        Keyed {
             shards: (0..shards).map(|_| Mutex::new(Shard::new())).collect(),
             hasher: RandomState::new(),
             keys_per_shard_max: keys_max.div_ceil(shards).max(1),
@@ -53,11 +73,11 @@ impl<K: Hash> KeyedBuckets<K> {
         }
     }
 
-    /// Takes `cost` tokens from the bucket of `key`, or takes none and says how long to wait.
+    /// Takes `cost` tokens from what `key` has, or takes none and says how long to wait.
     ///
     /// # Errors
     /// The time to wait, as [`super::Gcra::check`].
-    pub fn check(&self, key: &K, now_nanos: u64, rate: Rate, cost: u32) -> Result<(), Duration> {
+    pub fn check(&self, key: &K, now_nanos: u64, rate: C::Rate, cost: u32) -> Result<(), Duration> {
         self.take(key, now_nanos, rate, cost).map(|_| ())
     }
 
@@ -65,31 +85,29 @@ impl<K: Hash> KeyedBuckets<K> {
     ///
     /// # Errors
     /// The time to wait.
-    pub fn take(&self, key: &K, now_nanos: u64, rate: Rate, cost: u32) -> Result<Left, Duration> {
+    pub fn take(&self, key: &K, now_nanos: u64, rate: C::Rate, cost: u32) -> Result<Left, Duration> {
         let hash = self.hasher.hash_one(key);
         // The table inside goes by the lowest and the highest bits.
         let index = (hash >> 32) as usize % self.shards.len();
-        let Some(shard) = self.shards.get(index) else { return Ok(left(0, now_nanos, rate)) };
+        let Some(shard) = self.shards.get(index) else { return C::default().take(now_nanos, rate, cost) };
         let mut shard = shard.lock();
         let shard = &mut *shard;
-        let tat = match shard.place(hash, now_nanos, self.keys_per_shard_max) {
-            Some(tat) => tat,
+        let count = match shard.place(hash, now_nanos, self.keys_per_shard_max) {
+            Some(count) => count,
             None => {
                 self.overflowed.fetch_add(1, Ordering::Relaxed);
                 &mut shard.overflow
             }
         };
-        let (next, verdict) = advance(*tat, now_nanos, rate, cost);
-        *tat = next;
-        verdict.map(|()| left(next, now_nanos, rate))
+        count.take(now_nanos, rate, cost)
     }
 
-    /// Drops up to `look_max` buckets per shard that are full again, to give memory back in quiet times. Returns how many.
+    /// Drops up to `look_max` counts per shard that are as good as new, to give memory back in quiet times. Returns how many.
     pub fn sweep(&self, now_nanos: u64, look_max: usize) -> usize {
         self.shards.iter().map(|shard| shard.lock().sweep(now_nanos, look_max)).sum()
     }
 
-    /// Keys that hold a bucket now.
+    /// Keys that hold a place now.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().entries.len()).sum()
     }
@@ -98,7 +116,7 @@ impl<K: Hash> KeyedBuckets<K> {
         self.len() == 0
     }
 
-    /// Checks that had to use a shared overflow bucket since the start.
+    /// Checks that had to use a shared overflow count since the start.
     pub fn overflowed(&self) -> u64 {
         self.overflowed.load(Ordering::Relaxed)
     }
@@ -122,13 +140,13 @@ impl Hasher for AsItIs {
     }
 }
 
-impl Shard {
+impl<C: Count> Shard<C> {
     fn new() -> Self {
-        Shard { places: HashMap::default(), entries: Vec::new(), hand: 0, overflow: 0 }
+        Shard { places: HashMap::default(), entries: Vec::new(), hand: 0, overflow: C::default() }
     }
 
-    /// The arrival time kept for `key`, made if there is room; `None` when every place looked at is in debt.
-    fn place(&mut self, key: u64, now_nanos: u64, keys_max: usize) -> Option<&mut u64> {
+    /// What is kept for `key`, made if there is room; `None` when every place looked at is in debt.
+    fn place(&mut self, key: u64, now_nanos: u64, keys_max: usize) -> Option<&mut C> {
         let place = match self.places.get(&key) {
             Some(&place) => place,
             None => {
@@ -136,12 +154,12 @@ impl Shard {
                     return None;
                 }
                 let place = self.entries.len();
-                self.entries.push((key, 0));
+                self.entries.push((key, C::default()));
                 self.places.insert(key, place);
                 place
             }
         };
-        self.entries.get_mut(place).map(|(_, tat)| tat)
+        self.entries.get_mut(place).map(|(_, count)| count)
     }
 
     fn sweep(&mut self, now_nanos: u64, look_max: usize) -> usize {
@@ -151,7 +169,7 @@ impl Shard {
                 self.hand = 0;
             }
             match self.entries.get(self.hand) {
-                Some((_, tat)) if *tat <= now_nanos => {
+                Some((_, count)) if count.is_as_new(now_nanos) => {
                     let (key, _) = self.entries.swap_remove(self.hand);
                     self.places.remove(&key);
                     if let Some((moved, _)) = self.entries.get(self.hand) {
@@ -190,7 +208,9 @@ impl From<IpAddr> for AddressKey {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gcra::advance;
     use super::*;
+    use crate::units::{Period, Rate, SlidingRate};
     use proptest::prelude::*;
     use std::collections::HashMap;
 
@@ -274,6 +294,20 @@ mod tests {
         assert_eq!(buckets.sweep(0, 1_000), 0);
         assert_eq!(buckets.sweep(SECOND, 1_000), 500);
         assert!(buckets.is_empty());
+    }
+
+    #[test]
+    fn windows_of_a_flood_of_keys_stay_within_the_bound_and_known_ones_keep_theirs() {
+        let windows = KeyedWindows::new(64);
+        let rate = SlidingRate { count: 2, period: Period::Second };
+        assert!(windows.check(&u64::MAX, 0, rate, 2).is_ok());
+        let mut admitted = 0;
+        for key in 0..10_000u64 {
+            admitted += u32::from(windows.check(&key, 0, rate, 2).is_ok());
+        }
+        assert_eq!((windows.len(), admitted), (64, 63 + 1), "one place was taken, and strangers share one window");
+        assert!(windows.check(&u64::MAX, 0, rate, 1).is_err(), "what it had taken was forgotten");
+        assert_eq!(windows.sweep(2 * SECOND, 1_000), 64);
     }
 
     #[test]

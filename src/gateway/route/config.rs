@@ -10,7 +10,7 @@ use super::bearers::Config as Jwt;
 use super::template::Template;
 use crate::cache::response::Config as CacheConfig;
 use crate::network::Network;
-use crate::units::{ByteSize, Rate};
+use crate::units::{ByteSize, Quota};
 
 /// One `[[route]]`: an exact path wins over prefixes, the longest prefix over shorter ones, then the order of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -48,7 +48,9 @@ pub struct Config {
     /// Networks that may not use it, whatever `allow` says.
     pub deny: Vec<Network>,
     /// Requests over this route, for each that `rate_by` tells apart. 429 beyond it; every answer says how much is left (`RateLimit`).
-    pub rate: Option<Rate>,
+    /// "30/m burst 10" is a token bucket, which refills evenly; "30/m sliding" is a window: at most 30 in any minute, wherever it begins, and a used one comes
+    /// back at most a seventh of a minute after its minute is over.
+    pub rate: Option<Quota>,
     /// Whom `rate` counts: "address" (IPv6: a /64), "device" (an address where nobody is known), "route" (all together), or "header:NAME".
     #[schemars(regex(pattern = r"^(address|device|route|header:[A-Za-z0-9!#$%&'*+.^_`|~-]+)$"))]
     pub rate_by: String,

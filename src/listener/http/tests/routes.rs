@@ -88,6 +88,23 @@ async fn a_routes_rate_is_told_with_every_answer_and_kept() {
 }
 
 #[tokio::test]
+async fn a_sliding_rate_holds_and_is_told_alike() {
+    let (upstream, fixture) = routed(json!({ "to": "cloud", "rate": "2/h sliding", "rate_by": "header:x-key" }));
+    let mut peer = fixture.connect();
+    let first = peer.ask("GET", "/r", "x-key: a\r\n", b"").await;
+    assert_eq!((first.status, first.headers["ratelimit-policy"].as_str()), (200, "\"r\";q=2;w=3600"));
+    let left = first.headers["ratelimit"].strip_prefix("\"r\";r=1;t=").and_then(|t| t.parse::<u32>().ok());
+    assert!(left.is_some_and(|t| (3600..=4115).contains(&t)), "{first:?}");
+    peer.ask("GET", "/r", "x-key: a\r\n", b"").await;
+    let third = peer.ask("GET", "/r", "x-key: a\r\n", b"").await;
+    assert_eq!(third.status, 429);
+    assert!(third.headers["retry-after"].parse::<u32>().is_ok_and(|t| (3600..=4115).contains(&t)), "{third:?}");
+    assert!(third.headers["ratelimit"].starts_with("\"r\";r=0;t="), "{third:?}");
+    assert_eq!(peer.ask("GET", "/r", "x-key: b\r\n", b"").await.status, 200, "another key has its own");
+    assert_eq!(upstream.count(), 3);
+}
+
+#[tokio::test]
 async fn a_route_may_be_closed_to_networks() {
     let (upstream, fixture) = routed(json!({ "to": "cloud", "deny": ["192.0.2.0/24"] }));
     assert_eq!(fixture.connect().ask("GET", "/r", "", b"").await.status, 403);
