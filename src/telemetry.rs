@@ -51,6 +51,9 @@ pub const UPSTREAM_HEALTHY: &str = "tidegate_upstream_healthy";
 pub const UPSTREAM_CONNECTIONS_OPEN: &str = "tidegate_upstream_connections_open";
 pub const CACHE_REQUESTS_TOTAL: &str = "tidegate_cache_requests_total";
 pub const CACHE_STORED_BYTES_TOTAL: &str = "tidegate_cache_stored_bytes_total";
+pub const DEVICE_REQUESTS_TOTAL: &str = "tidegate_device_requests_total";
+pub const DEVICE_REQUEST_SECONDS: &str = "tidegate_device_request_seconds";
+pub const DEVICE_OBSERVATIONS_OPEN: &str = "tidegate_device_observations_open";
 pub const POLICY_ERRORS_TOTAL: &str = "tidegate_policy_errors_total";
 pub const CONFIG_RELOADS_TOTAL: &str = "tidegate_config_reloads_total";
 
@@ -163,11 +166,18 @@ pub struct Meters {
     pub policy_errors: Counter,
     pub cache_stored_bytes: Counter,
     cache: [Counter; CACHE_OUTCOMES.len()],
+    /// Of requests to CoAP devices, from the question to its answer.
+    pub device_seconds: Histogram,
+    /// Resources of CoAP devices that are observed.
+    pub device_observations: Gauge,
+    devices: [Counter; DEVICE_OUTCOMES.len()],
     pub request_seconds: Histogram,
     requests: [Counter; STATUS_CLASSES.len()],
 }
 
 const CACHE_OUTCOMES: [&str; 6] = ["hit", "stale", "revalidated", "shared", "miss", "bypass"];
+
+const DEVICE_OUTCOMES: [&str; 7] = ["answered", "abandoned", "broken", "full", "reset", "timed_out", "too_large"];
 
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -185,6 +195,14 @@ impl Meters {
     pub fn cache(&self, outcome: &str) {
         let at = CACHE_OUTCOMES.iter().position(|known| *known == outcome);
         if let Some(counter) = at.and_then(|at| self.cache.get(at)) {
+            counter.increment(1);
+        }
+    }
+
+    /// Counts the end of one request to a CoAP device; `outcome` is from the closed set.
+    pub fn device(&self, outcome: &str) {
+        let at = DEVICE_OUTCOMES.iter().position(|known| *known == outcome);
+        if let Some(counter) = at.and_then(|at| self.devices.get(at)) {
             counter.increment(1);
         }
     }
@@ -217,6 +235,9 @@ static METERS: LazyLock<Meters> = LazyLock::new(|| {
         policy_errors: counter!(POLICY_ERRORS_TOTAL),
         cache_stored_bytes: counter!(CACHE_STORED_BYTES_TOTAL),
         cache: CACHE_OUTCOMES.map(|outcome| counter!(CACHE_REQUESTS_TOTAL, "outcome" => outcome)),
+        device_seconds: histogram!(DEVICE_REQUEST_SECONDS),
+        device_observations: gauge!(DEVICE_OBSERVATIONS_OPEN),
+        devices: DEVICE_OUTCOMES.map(|outcome| counter!(DEVICE_REQUESTS_TOTAL, "outcome" => outcome)),
         request_seconds: histogram!(REQUEST_DURATION_SECONDS),
         requests: STATUS_CLASSES.map(|class| counter!(REQUESTS_TOTAL, "status" => class)),
     }
@@ -326,6 +347,13 @@ pub const DESCRIPTIONS: &[(&str, Kind, &str)] = &[
     (UPSTREAM_CONNECTIONS_OPEN, Kind::Gauge, "Connections to upstreams, by upstream."),
     (CACHE_REQUESTS_TOTAL, Kind::Counter, "Requests along routes with a cache, by what it did for them."),
     (CACHE_STORED_BYTES_TOTAL, Kind::Counter, "Bytes of answers put into the cache of routes, headers included."),
+    (
+        DEVICE_REQUESTS_TOTAL,
+        Kind::Counter,
+        "Requests to CoAP devices, by outcome: for HTTP, to read or observe what they have registered, for their links.",
+    ),
+    (DEVICE_REQUEST_SECONDS, Kind::Histogram, "Time from a request to a CoAP device to its answer."),
+    (DEVICE_OBSERVATIONS_OPEN, Kind::Gauge, "Resources of CoAP devices that are observed."),
     (POLICY_ERRORS_TOTAL, Kind::Counter, "`when` expressions that failed to evaluate; such a rule does not allow."),
     (CONFIG_RELOADS_TOTAL, Kind::Counter, "Configuration reloads, by outcome."),
 ];

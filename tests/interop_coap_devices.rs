@@ -150,6 +150,13 @@ fn a_device_of_aiocoap_registers_itself_and_is_read_over_http_and_mqtt() {
     let other = gateway.add_device("nosy");
     assert_eq!(look_up(&gateway.coap_token(&mut client, &other), "res?rt=*"), "", "policy shows it nothing");
 
+    // What was asked of the device has been counted: one of its resources is observed, and one request found it silent.
+    let counted = |outcome: &str| gateway.metric("tidegate_device_requests_total", &format!("\"{outcome}\""));
+    assert_eq!(["timed_out", "reset", "full"].map(counted), [1.0, 0.0, 0.0], "{}", gateway.metrics());
+    assert!(counted("answered") >= 10.0, "{}", gateway.metrics());
+    assert_eq!(gateway.metric("tidegate_device_request_seconds_count", ""), counted("answered"));
+    assert_eq!(gateway.metric("tidegate_device_observations_open", ""), 1.0);
+
     drop(serving);
     wait_until("a device that has gone is waited for in vain", || {
         curl(&gateway, &bearer, "/hc/lamp-1/lamp", &[]).status == 504

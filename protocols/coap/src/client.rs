@@ -494,7 +494,11 @@ impl Endpoint {
 
     pub(crate) fn expire_calls(&mut self, now: Instant) {
         while let Some(&(_, id)) = self.calls.deadlines.first().filter(|(at, _)| *at <= now) {
-            let Some(pending) = self.calls.rows.get_mut(id.0) else { continue };
+            let Some(pending) = self.calls.rows.get_mut(id.0) else {
+                // Every deadline has its row; one without would be looked at for ever.
+                self.calls.deadlines.pop_first();
+                continue;
+            };
             // An observed resource that has been silent for its Max-Age is asked again, once.
             if pending.observed.is_some() && !pending.renewing {
                 pending.renewing = true;

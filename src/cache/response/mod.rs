@@ -188,9 +188,14 @@ pub fn is_known(tags: &[HeaderValue], since: Option<&HeaderValue>, kept: &Header
         // The date is compared as text: another one gets the whole answer, which is always right.
         return since.is_some_and(|since| kept.get(LAST_MODIFIED) == Some(since));
     }
-    let own = kept.get(ETAG).map(|tag| weak(tag.as_bytes()));
-    let mut listed = tags.iter().flat_map(|line| line.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii);
-    listed.any(|tag| tag == b"*" || Some(weak(tag)) == own)
+    is_listed(tags, kept.get(ETAG).map(HeaderValue::as_bytes))
+}
+
+/// Whether the lines of an `If-None-Match` name the tag of what there is, compared weakly (RFC 9110 section 13.1.2).
+pub fn is_listed<'h>(lines: impl IntoIterator<Item = &'h HeaderValue>, own: Option<&[u8]>) -> bool {
+    let own = own.map(weak);
+    let lines = lines.into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    lines.map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || Some(weak(tag)) == own)
 }
 
 fn weak(tag: &[u8]) -> &[u8] {

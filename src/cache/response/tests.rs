@@ -171,6 +171,15 @@ fn a_304_and_a_condition_are_matched_by_validators() {
 }
 
 #[test]
+fn a_tag_is_compared_weakly_and_in_lists() {
+    let listed = |line| is_listed([&HeaderValue::from_static(line)], Some(b"\"1-7\""));
+    for yes in ["\"1-7\"", "W/\"1-7\"", "*", "\"0\", \"1-7\""] {
+        assert!(listed(yes), "{yes}");
+    }
+    assert!(!listed("\"1-70\""));
+}
+
+#[test]
 fn an_age_that_is_none_is_very_old() {
     assert_eq!(age_of(&headers(&[("age", "5")])).as_secs(), 5);
     assert_eq!(age_of(&HeaderMap::new()).as_secs(), 0);

@@ -35,6 +35,7 @@ use portable_atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::{Exchange, ProxyBody, Route, UpstreamFault};
 use crate::cache::response::{Entry, Key, Rule, Terms, Use};
+pub use crate::cache::response::{age_of, is_listed};
 use crate::limit;
 use crate::tasks::Tasks;
 use crate::telemetry::meters;

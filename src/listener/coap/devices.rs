@@ -23,6 +23,7 @@ use super::engine::Engine;
 use super::service::{Moment, Service};
 use crate::gateway::{Gateway, Link, Reach, ReachFault, Reached};
 use crate::message::{Device, DeviceId, Reject};
+use crate::telemetry::meters;
 
 /// A resource of a device whose values are published.
 #[derive(Debug)]
@@ -67,8 +68,31 @@ struct Asked {
 
 struct Open {
     purpose: Purpose,
+    began: Instant,
     /// For engines that keep no time.
     until: Option<Instant>,
+    /// Something has come already; what is observed goes on from there.
+    answered: Option<Observed>,
+}
+
+/// Counts for an observed resource while it lives; for an answer that is the only one, for nothing.
+struct Observed(bool);
+
+impl Observed {
+    fn new(goes_on: bool) -> Self {
+        if goes_on {
+            meters().device_observations.increment(1.0);
+        }
+        Observed(goes_on)
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        if self.0 {
+            meters().device_observations.decrement(1.0);
+        }
+    }
 }
 
 enum Purpose {
@@ -190,15 +214,23 @@ pub fn advance<E: Engine>(engine: &mut E, service: &mut Service, now: Moment) {
     let devices = &mut service.devices;
     for id in std::mem::take(&mut devices.over) {
         engine.hang_up(now.at, id);
-        devices.calls.remove(&id);
+        if devices.calls.remove(&id).is_some_and(|open| open.answered.is_none()) {
+            meters().device("abandoned");
+        }
     }
     for Asked { peer, device, call, answer } in devices.received.drain(..) {
         devices.waiting.push_back((Purpose::Answer { device, answer }, peer, call));
     }
     for (purpose, peer, call) in std::mem::take(&mut devices.waiting) {
         let until = Some(now.at + call.timeout + GRACE);
-        match (engine.call(now.at, peer, call), purpose) {
-            (Ok(id), purpose) => _ = devices.calls.insert(id, Open { purpose, until }),
+        let begun = engine.call(now.at, peer, call);
+        if begun.is_err() {
+            meters().device("full");
+        }
+        match (begun, purpose) {
+            (Ok(id), purpose) => {
+                devices.calls.insert(id, Open { purpose, began: now.at, until, answered: None });
+            }
             // Who does not hear has gone.
             (Err(_), Purpose::Answer { answer, .. }) => _ = answer.send(Err(ReachFault::Full)),
             (Err(_), Purpose::Resource { resource, .. }) => {
@@ -214,6 +246,11 @@ pub fn advance<E: Engine>(engine: &mut E, service: &mut Service, now: Moment) {
 /// A device has answered.
 pub fn replied(service: &mut Service, now: Moment, reply: &Reply<'_>) {
     let Some(open) = service.devices.calls.get_mut(&reply.call) else { return };
+    if open.answered.is_none() {
+        open.answered = Some(Observed::new(reply.observed));
+        meters().device("answered");
+        meters().device_seconds.record(now.at.saturating_duration_since(open.began).as_secs_f64());
+    }
     if let Purpose::Resource { resource, heard } = &mut open.purpose {
         (*heard, open.until) = (true, None);
         let resource = resource.clone();
@@ -251,6 +288,12 @@ fn heard_value(service: &mut Service, now: Moment, resource: Arc<Resource>, repl
 /// A device has not answered, or answers no more.
 pub fn failed(service: &mut Service, call: CallId, error: CallError) {
     let Some(open) = service.devices.calls.remove(&call) else { return };
+    meters().device(match error {
+        CallError::TimedOut => "timed_out",
+        CallError::Reset => "reset",
+        CallError::Broken => "broken",
+        CallError::TooLarge => "too_large",
+    });
     match open.purpose {
         Purpose::Answer { answer, .. } => {
             let fault = match error {

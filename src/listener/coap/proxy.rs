@@ -16,7 +16,7 @@
 use std::hash::{Hash, Hasher};
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH};
 use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tidegate_coap::option::number;
@@ -24,6 +24,7 @@ use tidegate_coap::{Code, Request, content};
 
 use super::answer::{Answer, Payload};
 use crate::gateway::UpstreamFault;
+use crate::gateway::cached::age_of;
 use crate::listener::RelayFault;
 use crate::message::Action;
 
@@ -215,11 +216,7 @@ fn max_age(headers: &HeaderMap) -> Option<u32> {
             if name.eq_ignore_ascii_case("max-age") { value.trim_matches('"').parse().ok() } else { None }
         })
         // What a cache has kept has used up a part of it.
-        .map(|max_age: u32| max_age.saturating_sub(age(headers)))
-}
-
-fn age(headers: &HeaderMap) -> u32 {
-    headers.get(AGE).and_then(|age| age.to_str().ok()?.trim().parse().ok()).unwrap_or(0)
+        .map(|max_age: u32| max_age.saturating_sub(age_of(headers).as_secs().try_into().unwrap_or(u32::MAX)))
 }
 
 /// RFC 8075 section 7, table 2, read backwards. A status without a code of its own falls to the first of its class; a redirection is nothing that CoAP could

@@ -278,7 +278,6 @@ fn take(
 
 /// The engine's limits out of the configuration's. What has no key of its own follows from one that has.
 fn engine_config(limits: &Limits) -> Config {
-    let bytes = |size: crate::units::ByteSize| usize::try_from(size.bytes()).unwrap_or(usize::MAX);
     let exchanges_max = limits.exchanges_max as usize;
     Config {
         exchanges_max,
@@ -287,10 +286,10 @@ fn engine_config(limits: &Limits) -> Config {
         observers_max: limits.observers_max as usize,
         observers_peer_max: limits.observers_per_peer_max as usize,
         observe_queue_max: limits.commands_per_device_max as usize,
-        observe_bytes_max: bytes(limits.outbox_bytes_max).saturating_mul(4),
-        body_bytes_max: bytes(limits.blockwise_bytes_max).min(limits.packet_bytes_max as usize),
-        blockwise_bytes_max: bytes(limits.blockwise_bytes_total_max),
-        blockwise_peer_bytes_max: bytes(limits.blockwise_bytes_max).saturating_mul(2),
+        observe_bytes_max: limits.outbox_bytes_max.in_memory().saturating_mul(4),
+        body_bytes_max: limits.blockwise_bytes_max.in_memory().min(limits.packet_bytes_max as usize),
+        blockwise_bytes_max: limits.blockwise_bytes_total_max.in_memory(),
+        blockwise_peer_bytes_max: limits.blockwise_bytes_max.in_memory().saturating_mul(2),
         blockwise_lifetime: Duration::from_millis(limits.blockwise_timeout_ms.into()),
         peers_max: limits.coap_sessions_max as usize,
         calls_max: limits.device_requests_max as usize,

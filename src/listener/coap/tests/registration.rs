@@ -188,6 +188,15 @@ async fn the_links_of_a_simple_registration_are_fetched() {
 
 #[tokio::test]
 async fn a_device_is_asked_at_its_address_and_silence_and_resets_are_told_apart() {
+    // Tests share one recorder, so others may count as well.
+    crate::telemetry::install_metrics();
+    let counted = |outcome: &str| {
+        let sample = format!("tidegate_device_requests_total{{outcome=\"{outcome}\"}} ");
+        let text = crate::telemetry::render();
+        text.lines().find_map(|line| line.strip_prefix(&sample)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let outcomes = ["answered", "reset", "timed_out"];
+    let before = outcomes.map(counted);
     let fixture = Fixture::with(|limits| limits.device_request_timeout_ms = 1000, &[]);
     let (mut a, token) = fixture.device("a").await;
     assert!(fixture.gateway.reach(&id("a"), Instant::now()).is_none());
@@ -206,6 +215,9 @@ async fn a_device_is_asked_at_its_address_and_silence_and_resets_are_told_apart(
     assert_eq!(reach(&fixture, "a", "/x").await.unwrap().unwrap_err(), ReachFault::TimedOut);
     let bad = reach(&fixture, "a", "/%2e%2e/x").await.unwrap().unwrap_err();
     assert_eq!(bad, ReachFault::Unmappable(http::StatusCode::BAD_REQUEST));
+    for (outcome, before) in std::iter::zip(outcomes, before) {
+        assert!(counted(outcome) > before, "{outcome}");
+    }
 
     Registry::open(fixture.folder.path()).unwrap().set_enabled(&id("a"), false).unwrap();
     fixture.gateway.identity.refresh().unwrap();
