@@ -12,6 +12,7 @@ use super::Config;
 use super::document::{KeyPath, Node, Step, quoted};
 use super::problem::Problem;
 
+mod route;
 mod upstream;
 
 /// Appends everything that is wrong or doubtful.
@@ -138,43 +139,6 @@ impl Check<'_> {
             Err(_) => {
                 let problem = Problem::error("not understood").allowed(super::schema::SOCKET_ADDRESS);
                 self.report(&path("admin", "bind"), problem);
-            }
-        }
-    }
-
-    fn routes(&mut self) {
-        let routes: Vec<_> = self.config.route.iter().map(|route| (self.entry("route", &route.name), route)).collect();
-        for (at_index, (index, route)) in routes.iter().enumerate() {
-            let Some(index) = *index else { continue };
-            for (n, method) in route.methods.iter().enumerate() {
-                let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-                if !known.contains(&method.as_str()) {
-                    let mut place = at("route", index, "methods");
-                    place.push(Step::Index(n));
-                    self.report(&place, Problem::error("not a method").allowed(known.join(", ")));
-                }
-            }
-            if !route.path_prefix.starts_with('/') {
-                self.report(
-                    &at("route", index, "path_prefix"),
-                    Problem::error("not a path").allowed("a path that begins with /"),
-                );
-            }
-            for (key, text) in route.problems() {
-                self.report(&at("route", index, key), Problem::error(text));
-            }
-            let earlier = routes.iter().take(at_index).find(|(_, earlier)| {
-                earlier.host == route.host
-                    && earlier.path == route.path
-                    && (earlier.headers.is_empty() || earlier.headers == route.headers)
-                    && earlier.path_prefix.trim_end_matches('/') == route.path_prefix.trim_end_matches('/')
-                    && (earlier.methods.is_empty()
-                        || !route.methods.is_empty() && route.methods.iter().all(|m| earlier.methods.contains(m)))
-            });
-            if let Some((_, earlier)) = earlier {
-                let problem =
-                    Problem::warning(format!("never used: route {} takes all it would", quoted(&earlier.name)));
-                self.report(&at("route", index, "name"), problem);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::policy::{CasesFile, Policy, RuleConfig, RuleSource, RulesFile};
+use crate::policy::{CasesFile, Policy, RuleConfig, RuleSource, RulesFile, Shadowed};
 
 use super::document::{self, Node, Place, Sources, Step};
 use super::problem::{Problem, Report};
@@ -75,9 +75,11 @@ pub fn load(
             }
         }
     }
-    warn_about_shadowed(&rules, &located, problems);
     match Policy::compile(rules) {
-        Ok(policy) => policy,
+        Ok(policy) => {
+            warn_about_shadowed(&policy, &located, problems);
+            policy
+        }
         Err(found) => {
             problems.extend(found.iter().map(|p| place(p, &located)));
             Policy::deny_all()
@@ -99,31 +101,38 @@ fn place(found: &crate::policy::Problem, located: &[Located<'_>]) -> Problem {
         .allowed(found.allowed.clone())
 }
 
-/// Warns about a rule that an earlier one of the same effect, which asks for no more, always decides before it.
-fn warn_about_shadowed(rules: &[RuleSource], located: &[Located<'_>], problems: &mut Vec<Problem>) {
-    let within = |inner: &[String], outer: &[String]| inner.iter().all(|i| outer.contains(i));
-    for (at, later) in rules.iter().enumerate() {
-        let shadow = rules.iter().take(at).find(|earlier| {
-            let (e, l) = (&earlier.rule, &later.rule);
-            e.effect == l.effect
-                && e.when.is_none()
-                && e.hours.is_none()
-                && (e.who.iter().any(|w| w == "anyone") || within(&l.who, &e.who))
-                && within(&l.actions, &e.actions)
-                && within(&l.on, &e.on)
-                && !l.who.is_empty()
-        });
-        if let (Some(shadow), Some(rule)) = (shadow, located.get(at)) {
-            problems.push(
-                Problem::warning(format!("never decides: the rule at {}:{} always does", shadow.file, shadow.line))
-                    .key(format!("rule.{}.name", rule.index))
-                    .value(document::quoted(&later.rule.name))
-                    .at(rule.node.get("name").map_or(rule.node.at, |n| n.at))
-                    .help("remove one, or put the narrower rule first"),
-            );
-        }
+/// Warns about rules that others always decide before them. `located` has them in the policy's order.
+fn warn_about_shadowed(policy: &Policy, located: &[Located<'_>], problems: &mut Vec<Problem>) {
+    for Shadowed { rule, by } in policy.shadowed() {
+        let Some(rule) = located.get(rule.0 as usize) else { continue };
+        let mut deciding: Vec<String> = by
+            .iter()
+            .filter_map(|by| located.get(by.0 as usize))
+            .map(|by| format!("{}:{}", by.file, by.line))
+            .collect();
+        let more = deciding.len().saturating_sub(NAMED_MAX);
+        deciding.truncate(NAMED_MAX);
+        let what = match (deciding.as_slice(), more) {
+            ([one], _) => format!("never decides: the rule at {one} always does"),
+            (some, 0) => format!("never decides: the rules at {} together always do", some.join(", ")),
+            (some, more) => format!("never decides: the rules at {} and {more} more always do", some.join(", ")),
+        };
+        let name = rule.node.get("name");
+        let problem = Problem::warning(what).key(format!("rule.{}.name", rule.index));
+        let problem = match name {
+            Some(name) => problem.value(name),
+            None => problem,
+        };
+        problems.push(
+            problem
+                .at(name.map_or(rule.node.at, |n| n.at))
+                .help("remove it, or put the narrower rule first; a deny wins wherever it stands"),
+        );
     }
 }
+
+/// Places named in one warning.
+const NAMED_MAX: usize = 3;
 
 /// Reads a table of cases for `tidegate policy test`.
 ///

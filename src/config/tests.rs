@@ -1,5 +1,6 @@
 use super::*;
 
+mod route;
 mod upstream;
 
 use std::collections::HashMap;

@@ -58,7 +58,7 @@ pub use publish::{Done, Draft, Published};
 pub use route::step::{Kept, Visit};
 pub use route::{
     BodySize, BoxError, Exchange, ProxyBody, RateLeft, Route, RouteAuth, RouteConfig, Routes, ServedBy, UpstreamFault,
-    canonical_path,
+    canonical_path, shadowed as shadowed_routes,
 };
 pub use subscribe::{SendRetained, Subscribed};
 pub use will::Will;

@@ -9,6 +9,7 @@ mod cors;
 mod edits;
 mod fixed;
 mod rewrite;
+mod shadow;
 pub mod step;
 mod template;
 
@@ -33,6 +34,7 @@ use crate::units::{ByteSize, Quota, Rate, SlidingRate};
 pub use crate::policy::canonical_path;
 pub use bearers::Bearers;
 pub use config::{Auth as RouteAuth, Config as RouteConfig};
+pub use shadow::shadowed;
 use step::{Step, Visit};
 
 /// A route as requests meet it.
@@ -62,7 +64,7 @@ pub struct Route {
     rate: Option<(Quota, RateBy)>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Host {
     Any,
     /// With the leading dot.
@@ -70,7 +72,7 @@ enum Host {
     Exactly(Box<str>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Path {
     Exactly(Box<str>),
     /// Without its last slash.
@@ -125,17 +127,6 @@ impl Routes {
 
 impl Route {
     fn new(config: &RouteConfig) -> Self {
-        let host = config.host.to_ascii_lowercase();
-        let host = match host.as_str() {
-            "*" => Host::Any,
-            host if host.starts_with("*.") => Host::Below(host.trim_start_matches('*').into()),
-            host => Host::Exactly(host.into()),
-        };
-        let path = if config.path.is_empty() {
-            Path::Below(config.path_prefix.trim_end_matches('/').into())
-        } else {
-            Path::Exactly(config.path.as_str().into())
-        };
         let header = |(name, value): (&String, &String)| {
             let value = if value == "*" { None } else { Some(HeaderValue::from_str(value).ok()?) };
             Some((HeaderName::try_from(name).ok()?, value))
@@ -159,8 +150,8 @@ impl Route {
             preserve_host: config.preserve_host,
             steps: step::of(config),
             cache: config.cache.as_ref().map(|cache| Arc::new(CacheRule::new(cache))),
-            host,
-            path,
+            host: Host::of(config),
+            path: Path::of(config),
             methods: config.methods.iter().map(|method| method.to_ascii_uppercase().into()).collect(),
             headers: config.headers.iter().filter_map(header).collect(),
             has_cors: config.cors.is_some(),
@@ -191,6 +182,14 @@ fn has_header(headers: &HeaderMap, name: &HeaderName, value: Option<&HeaderValue
 }
 
 impl Path {
+    fn of(config: &RouteConfig) -> Self {
+        if config.path.is_empty() {
+            Path::Below(config.path_prefix.trim_end_matches('/').into())
+        } else {
+            Path::Exactly(config.path.as_str().into())
+        }
+    }
+
     /// Exact paths before prefixes, longer ones before shorter.
     fn rank(&self) -> (bool, usize) {
         match self {
@@ -210,6 +209,14 @@ impl Path {
 }
 
 impl Host {
+    fn of(config: &RouteConfig) -> Self {
+        match config.host.to_ascii_lowercase().as_str() {
+            "*" => Host::Any,
+            host if host.starts_with("*.") => Host::Below(host.trim_start_matches('*').into()),
+            host => Host::Exactly(host.into()),
+        }
+    }
+
     fn matches(&self, host: Option<&str>) -> bool {
         let Some(host) = host else { return matches!(self, Host::Any) };
         match self {

@@ -51,6 +51,7 @@ pub use accept::{Sockets, run};
 pub use config::{ClientCertificates, Config, ProtocolName, TransportKind};
 pub use deadline::{Activity, Deadlined, Deadlines, UnderWay};
 pub use detect::{Detected, Refusal, detect};
+pub use http::is_own_path;
 pub use permits::{Permit, Permits};
 pub use relay::{Relay, RelayFault, Relayed};
 pub use stream::{Prefixed, Transport, read_some};

@@ -18,6 +18,7 @@ mod index;
 mod pattern;
 mod resource;
 mod rule;
+mod shadow;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use cases::{Case, CaseOutcome, CasesFile, InvalidCase};
 pub use explain::{Explanation, NearMiss, RuleRef, Unmet};
 pub use resource::canonical_path;
 pub use rule::{Config, Effect, Problem, RuleConfig, RuleSource, RulesFile};
+pub use shadow::Shadowed;
 
 use crate::message::{Action, Device, Protocol};
 use crate::units::Rate;

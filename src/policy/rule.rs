@@ -139,6 +139,14 @@ impl ActionSet {
         ActionSet(self.0 | other.0)
     }
 
+    pub const fn without(self, other: ActionSet) -> Self {
+        ActionSet(self.0 & !other.0)
+    }
+
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     pub const fn meets(self, other: ActionSet) -> bool {
         self.0 & other.0 != 0
     }

@@ -89,7 +89,7 @@ fn every_mistake_about_upstreams_has_its_message() {
     let mut differ = String::new();
     for (text, expected) in table {
         // Behind the text under test, so that its lines count from one; used, so that nothing is said about that.
-        let used = "[[route]]\nname = \"used\"\nhost = \"x.example\"\nto = \"cloud\"\n[[forward]]\nname = \"used\"\ntopics = [\"x\"]\nto = \"broker\"\n";
+        let used = "[[route]]\nname = \"used\"\npath = \"/x\"\nto = \"cloud\"\n[[forward]]\nname = \"used\"\ntopics = [\"x\"]\nto = \"broker\"\n";
         let said = complaints(&format!("{text}{CLOUD}{BROKER}{used}"));
         let sorted = |text: &str| {
             let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();

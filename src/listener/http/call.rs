@@ -97,6 +97,13 @@ pub fn parse(method: &Method, path: &str, query: Option<&str>, event_stream: boo
     })
 }
 
+/// Whether the gateway itself answers a path below the prefix, so that no route sees it; with `below`, whatever follows it too.
+pub fn is_own(path: &str, below: bool) -> bool {
+    let is_name =
+        |path: &str| parse(&Method::GET, path, None, false).is_some() || super::device::Target::parse(path).is_some();
+    is_name(path) && (!below || is_name(&format!("{path}/x")))
+}
+
 fn only(method: &Method, call: Call) -> Result<Call, NoCall> {
     if method == Method::POST { Ok(call) } else { Err(NoCall::Method("POST")) }
 }

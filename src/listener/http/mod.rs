@@ -61,6 +61,11 @@ use upgrade::{Upgrade, Wire};
 
 pub use upgrade::Upgraded;
 
+/// Whether the gateway itself answers a path, with `below` also whatever follows it, so that no route sees it.
+pub fn is_own_path(device_api_prefix: &str, path: &str, below: bool) -> bool {
+    Prefix::new(device_api_prefix).strip(path).is_some_and(|path| call::is_own(path, below))
+}
+
 /// What all HTTP connections of the gateway share.
 #[derive(Debug)]
 pub struct Shared {
