@@ -95,7 +95,7 @@ gate_unit() { # the tests inside the crates, doc tests included
 }
 
 gate_integration() { # tests/*.rs: layers, faults, hostile input, kill -9
-  need_debian mosquitto:mosquitto
+  need_debian mosquitto:mosquitto nginx:nginx haproxy:haproxy
   # shellcheck disable=SC2046
   cargo test --locked --no-fail-fast -p tidegate $(test_files integration)
   local crate

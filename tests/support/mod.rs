@@ -6,6 +6,8 @@ pub mod cloud;
 pub mod coap;
 pub mod http;
 pub mod mqtt;
+pub mod origin;
+pub mod proxies;
 
 use std::fmt::Write as _;
 use std::fs;

@@ -47,6 +47,8 @@ pub enum Ambiguity {
     TransferEncoding,
     /// Both of them.
     LengthAndChunked,
+    /// `#` in a request line: a target has no fragment (RFC 9112 section 3.2), and some programs cut there where others go on.
+    Fragment,
     /// A chunk whose size is not a hexadecimal number, or whose end is not where it should be.
     Chunk,
 }
@@ -61,6 +63,7 @@ impl Ambiguity {
             Ambiguity::ContentLength => "content-length that is not one number",
             Ambiguity::TransferEncoding => "transfer-encoding other than chunked",
             Ambiguity::LengthAndChunked => "content-length and transfer-encoding together",
+            Ambiguity::Fragment => "a fragment in the target",
             Ambiguity::Chunk => "a malformed chunk",
         }
     }
@@ -131,7 +134,13 @@ impl Framing {
 
     /// Takes up to the end of a line; the error's offset is where the bytes stop being harmless.
     fn line(&mut self, rest: &[u8]) -> Result<usize, (usize, Ambiguity)> {
-        let Some(feed) = rest.iter().position(|b| *b == b'\n') else {
+        let feed = rest.iter().position(|b| *b == b'\n');
+        if self.state == State::RequestLine
+            && let Some(at) = rest.iter().take(feed.unwrap_or(rest.len())).position(|b| *b == b'#')
+        {
+            return Err((at, Ambiguity::Fragment));
+        }
+        let Some(feed) = feed else {
             self.keep(rest)?;
             return Ok(rest.len());
         };
@@ -275,6 +284,7 @@ mod tests {
 
     const GOOD: &[&str] = &[
         "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nReferer: /#b\r\n\r\n",
         "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\na\nb\ncGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3\r\na\nb\r\nA;x=\"y\"\r\n0123456789\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\n\r\n",
@@ -287,6 +297,7 @@ mod tests {
         ("GET / HTTP/1.1\r\nHost: a\n\r\n", Ambiguity::BareLineFeed),
         ("GET / HTTP/1.1\r\nHost: a\r\n\n", Ambiguity::BareLineFeed),
         ("\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Ambiguity::BareLineFeed),
+        ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Ambiguity::Fragment),
         ("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n", Ambiguity::FoldedLine),
         ("GET / HTTP/1.1\r\n Host: a\r\n\r\n", Ambiguity::FoldedLine),
         ("GET / HTTP/1.1\r\nX: 1\r\n\t\r\n\r\n", Ambiguity::FoldedLine),

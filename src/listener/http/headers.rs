@@ -120,17 +120,40 @@ pub fn host<'a>(uri: &'a uri::Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     authority.or_else(|| headers.get(HOST)?.to_str().ok())
 }
 
-/// Whether everybody finds the same host: `Host` is one (RFC 9112 section 3.2), and over HTTP/2 it says what `:authority` says (RFC 9113 section 8.3.1).
+/// Whether everybody finds the same host: `Host` and the target's are one each (RFC 9112 section 3.2, RFC 9110 section 4.2.4), and over HTTP/2
+/// `Host` says what `:authority` says (RFC 9113 section 8.3.1).
 pub fn is_host_unambiguous(version: Version, uri: &uri::Uri, headers: &HeaderMap) -> bool {
+    if !uri.authority().is_none_or(|authority| is_authority(authority.as_str().as_bytes())) {
+        return false;
+    }
     let Some(host) = headers.get(HOST) else { return true };
     // In HTTP/1.1 the target wins whatever Host says (section 3.2.2), and what is passed on is made from it.
     is_authority(host.as_bytes())
         && (version != Version::HTTP_2 || uri.authority().is_none_or(|authority| host == authority.as_str()))
 }
 
-/// Whether a text has the characters of an authority alone (RFC 3986 section 3.2), so that it reads as one wherever it is put.
+/// Whether a text is a host with or without a port (RFC 3986 section 3.2), so that it reads as one wherever it is put. A user's name is none of it.
 pub fn is_authority(text: &[u8]) -> bool {
-    text.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(b))
+    let is_of_name = |b: &u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(b);
+    let port = if let Some(inside) = text.strip_prefix(b"[") {
+        let Some(end) = inside.iter().position(|b| *b == b']') else { return false };
+        let (address, rest) = inside.split_at(end);
+        if address.is_empty() || !address.iter().all(|b| is_of_name(b) || *b == b':') {
+            return false;
+        }
+        rest.get(1..).unwrap_or_default()
+    } else {
+        let (name, rest) = text.split_at(text.iter().position(|b| *b == b':').unwrap_or(text.len()));
+        if !name.iter().all(is_of_name) {
+            return false;
+        }
+        rest
+    };
+    match port {
+        [] => true,
+        [b':', digits @ ..] => digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    }
 }
 
 /// Removes what ends at this hop, and what else `ends_here`.
@@ -374,12 +397,35 @@ mod tests {
         assert!(is_host_unambiguous(Version::HTTP_2, &absolute, &headers(&[("host", "a.example")])));
         assert!(!is_host_unambiguous(Version::HTTP_2, &absolute, &headers(&[("host", "b.example")])));
         assert!(is_host_unambiguous(Version::HTTP_2, &absolute, &HeaderMap::new()));
+        let with_user: uri::Uri = "https://u@a.example/x".parse().unwrap();
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            assert!(!is_host_unambiguous(version, &with_user, &HeaderMap::new()));
+        }
     }
 
     #[test]
     fn a_host_from_elsewhere_has_to_read_as_one() {
-        assert!(is_authority(b"a.example:8080") && is_authority(b"[::1]:80"));
-        for bad in ["a b", "a/b", "a?b", "a#b", "u@h", "a\tb", "\u{e9}"] {
+        for good in ["a.example:8080", "[::1]:80", "[fe80::1%25eth0]", "a:", "a", ""] {
+            assert!(is_authority(good.as_bytes()), "{good:?}");
+        }
+        for bad in [
+            "a:x",
+            "a:80:80",
+            "::1",
+            "[::1",
+            "[]",
+            "[::1]80",
+            "[::1]a:80",
+            "a]",
+            "a[::1]",
+            "a b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "u@h",
+            "a\tb",
+            "\u{e9}",
+        ] {
             assert!(!is_authority(bad.as_bytes()), "{bad:?}");
         }
     }
