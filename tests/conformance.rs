@@ -51,6 +51,7 @@ fn every_test_that_the_coap_list_names_exists() {
             "stream" => "tcp",
             "interop" => "interop_coap",
             "etsi" => "coap_etsi",
+            "peers" => "coap_peers",
             "group" => "interop_coap_multicast",
             "devices" => "interop_coap_devices",
             "mapping" => "device_http",
