@@ -79,7 +79,7 @@ const CASES: [(&str, Case); 55] = [
     ("OBS_05", Not(TIME)),
     ("OBS_06", Run(Client::observe_until_reset)),
     ("OBS_07", Not("a topic outlives its value: who observes it waits for the next")),
-    ("OBS_08", Not("a topic's format may change with each value, and each notification says its own")),
+    ("OBS_08", Run(Client::observe_until_the_format_changes)),
     ("OBS_09", Run(Client::observe_what_he_changes)),
 ];
 
@@ -577,6 +577,22 @@ impl Client {
             let said = self.hear();
             if said.token == b"obs" {
                 self.empty(3, said.id);
+            }
+        }
+        self.expect_no_more(&path);
+    }
+
+    fn observe_until_the_format_changes(&mut self) {
+        let path = ["ps", "plant", "format"];
+        self.expect("2.04", CON, PUT, &path, &[(CoapOption::ContentFormat, b"")], b"0");
+        self.register(CON, &path);
+        let asked = self.write(CON, PUT, &path, &[(CoapOption::ContentFormat, &[50])], b"{}");
+        self.socket.send(&asked).unwrap();
+        for _ in 0..2 {
+            let said = self.hear();
+            if said.token == b"obs" {
+                assert_eq!((&*said.code, said.option(CoapOption::Observe)), ("4.06", None));
+                self.empty(2, said.id);
             }
         }
         self.expect_no_more(&path);

@@ -4,10 +4,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use tidegate_coap::{Notification, ObserverId};
+use tidegate_coap::{Notification, ObserverId, content};
 
+use super::answer::format_of;
 use super::call::Space;
 use super::contexts::ContextId;
+use crate::message::Message;
 
 pub struct Observation {
     pub context: ContextId,
@@ -15,9 +17,23 @@ pub struct Observation {
     pub filter: String,
     /// What to read when the observer needs the current value; nothing for one that stands for many topics.
     pub value: Option<(Space, String)>,
+    /// Of its values: asked for by Accept, or the first one's.
+    pub format: Option<u16>,
     pub observer: Option<ObserverId>,
     /// Each of its values matters and has found no room in the engine yet; in order.
     pub waiting: VecDeque<Notification>,
+}
+
+impl Observation {
+    /// Whether this value may be sent as the others were: the values of one resource have one format for as long as it is observed (RFC 7641 section
+    /// 4.2). What is empty has none.
+    pub fn suits(&mut self, message: &Message) -> bool {
+        if self.value.is_none() || message.payload.is_empty() {
+            return true;
+        }
+        let format = format_of(message).unwrap_or(content::OCTET_STREAM);
+        *self.format.get_or_insert(format) == format
+    }
 }
 
 #[derive(Default)]

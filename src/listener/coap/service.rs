@@ -465,11 +465,22 @@ impl Service {
             Err(reject) => return Reply::Now(Answer::refusal(&reject, known)),
         };
         // Subscribed first and read then, so that nothing falls between the two. A topic may be observed before it has a value.
+        let mut observation = Observation {
+            context: id,
+            filter: filter.clone(),
+            value: (!wildcard).then(|| (space, rest.to_owned())),
+            format: request.contents.accept(),
+            observer: None,
+            waiting: VecDeque::new(),
+        };
         let first = if wildcard {
             Ok(Answer::new(Code::CONTENT))
         } else {
             match self.gateway.read(&mut context.client, space.address(rest), now.at) {
-                Ok(message) => Ok(value(message, request)),
+                Ok(message) => {
+                    observation.suits(&message);
+                    Ok(value(message, request))
+                }
                 Err(Reject::NotFound | Reject::Forbidden { .. }) => Ok(Answer::new(Code::CONTENT)),
                 Err(reject) => Err(reject),
             }
@@ -483,9 +494,8 @@ impl Service {
         };
         context.observations.push(tag);
         let waiting = subscribed.retained.iter().take(self.limits.commands_per_device_max as usize);
-        let waiting: VecDeque<Notification> = waiting.map(|delivery| notification(delivery, true)).collect();
-        let value = (!wildcard).then(|| (space, rest.to_owned()));
-        self.observations.insert(tag, Observation { context: id, filter, value, observer: None, waiting });
+        observation.waiting = waiting.map(|delivery| notification(delivery, true)).collect();
+        self.observations.insert(tag, observation);
         Reply::Observe { answer, tag }
     }
 
@@ -514,9 +524,12 @@ impl Service {
         if is_expired(&delivery.message, wall_ms()) {
             return None;
         }
+        let observer = observation.observer?;
+        if !observation.suits(&delivery.message) {
+            return Some((observer, Notification::ended(Code::NOT_ACCEPTABLE)));
+        }
         let each = observation.value.is_none();
         let notification = notification(delivery, each);
-        let observer = observation.observer?;
         if let Some(context) = self.contexts.get_mut(observation.context) {
             context.client.count_delivered(1);
             meters().coap.delivered.increment(1);
@@ -564,6 +577,7 @@ impl Service {
         let (space, rest) = observation.value.as_ref()?;
         let context = self.contexts.get_mut(observation.context)?;
         Some(match self.gateway.read(&mut context.client, space.address(rest), now) {
+            Ok(message) if !observation.suits(&message) => Notification::ended(Code::NOT_ACCEPTABLE),
             Ok(message) => Notification::content(format_of(&message), message.payload.clone()),
             Err(Reject::NotFound | Reject::TooFast { .. }) => return None,
             Err(reject) => Notification::ended(code(&reject)),

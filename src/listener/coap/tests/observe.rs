@@ -51,6 +51,33 @@ async fn a_topic_may_be_observed_before_it_has_a_value_and_left_by_observe_1() {
 }
 
 #[tokio::test]
+async fn all_values_of_one_observation_have_one_format() {
+    let fixture = Fixture::new();
+    let (mut writer, w) = fixture.device("op").await;
+    let (mut peer, t) = fixture.device("op").await;
+    let mut write = async |topic: &str, format: &[u8]| {
+        let put = put(&format!("ps/plant/{topic}?t={w}")).option(CoapOption::ContentFormat, format).payload(b"1");
+        assert_eq!(code(&writer.ask(put).await), "2.04");
+    };
+    // Observed before it has a value: the first one decides.
+    assert_eq!(code(&peer.ask(get(&format!("ps/plant/x?t={t}")).observe(&[])).await), "2.05");
+    write("x", &[50]).await;
+    assert_eq!(option(&peer.notification().await, CoapOption::ContentFormat), Some(vec![50]));
+    write("x", &[60]).await;
+    let last = peer.next().await;
+    assert_eq!((code(&last).as_str(), option(&last, CoapOption::Observe)), ("4.06", None));
+    peer.acknowledge(&last, MessageType::Acknowledgement).await;
+    // Asked for: another one does not come, not even as the first.
+    let wanted = get(&format!("ps/plant/y?t={t}")).observe(&[]).option(CoapOption::Accept, &[50]);
+    assert_eq!(code(&peer.ask(wanted).await), "2.05");
+    write("y", &[60]).await;
+    let last = peer.next().await;
+    assert_eq!((code(&last).as_str(), option(&last, CoapOption::Observe)), ("4.06", None));
+    peer.acknowledge(&last, MessageType::Acknowledgement).await;
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn every_command_arrives_in_order_and_says_which_it_is() {
     let fixture = Fixture::new();
     let (mut peer, t) = fixture.device("a").await;
