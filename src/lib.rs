@@ -306,6 +306,22 @@ impl Exchange for WayOut {
             }
         })
     }
+
+    fn dial<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+        deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = gateway::Dialled> + Send + 'a>> {
+        let within = deadline.saturating_duration_since(Instant::now());
+        Box::pin(async move {
+            match upstream::dial(host, port, within).await {
+                Ok(stream) => Ok(Box::new(stream) as Box<dyn gateway::Line>),
+                Err(upstream::DialFault::ConnectTimeout) => Err(UpstreamFault::Timeout),
+                Err(_) => Err(UpstreamFault::Unreachable),
+            }
+        })
+    }
 }
 
 /// The runtime beside the workers: admin side, forwarders, bridges, health checks, housekeeping.

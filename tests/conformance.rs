@@ -34,6 +34,29 @@ fn every_test_that_the_mqtt_list_names_exists() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+#[test]
+fn every_test_that_the_http_list_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut known = BTreeSet::new();
+    for folder in ["src", "tests", "protocols"] {
+        collect(&root.join(folder), &mut known);
+    }
+    let list = fs::read_to_string(root.join("docs/conformance/http.md")).unwrap();
+    let (mut faults, mut rows) = (Vec::new(), 0);
+    for row in list.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| clause")) {
+        rows += 1;
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [clause, _, held_by] = cells[..] else { panic!("not a row: {row}") };
+        let names: Vec<&str> = held_by.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() {
+            faults.push(format!("{clause} is held by nothing"));
+        }
+        faults.extend(names.iter().filter(|n| !known.contains(**n)).map(|n| format!("{clause}: no test {n}")));
+    }
+    assert!(rows > 40, "only {rows} rows were read");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
 /// A test stands there as `FILE::NAME`, with the name of its file, or one of those that the list explains.
 #[test]
 fn every_test_that_the_coap_list_names_exists() {

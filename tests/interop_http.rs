@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use support::cloud::Cloud;
-use support::{Gateway, Running, Wanted, program, said, stdout, wait_until};
+use support::{Gateway, Running, Wanted, free_address, program, said, stdout, wait_until};
 
 const PACKAGE: &str = "Debian package curl";
 
@@ -103,4 +103,49 @@ fn curl_follows_an_event_stream_that_mqtt_feeds() {
         lines.by_ref().map(|l| l.unwrap()).find(|l| l.starts_with("data:")).expect("the stream ended without data");
     let heard = sender.join().unwrap();
     assert!(line.contains(&format!("value {heard}")), "{line}");
+}
+
+#[test]
+fn curl_goes_through_a_tunnel_where_one_is_allowed() {
+    let cloud = Cloud::start();
+    let target = cloud.url().replace("http://", "");
+    let extra = format!("[[route]]\nname = \"out\"\nconnect = [\"{target}\"]\nauth = \"none\"\n");
+    let gateway = Gateway::start(&Wanted { extra, ..Wanted::default() });
+    let proxy = format!("http://{}", gateway.plain);
+    let words = ["--proxytunnel", "-x", &proxy, "--noproxy", "", "-H", "ce-id: 1", "-d", "through"];
+    let (status, body) = curl(&[&words[..], &[&format!("{}/t", cloud.url())]].concat());
+    assert_eq!(status, 200, "{body}");
+    assert!(cloud.by_body().contains_key("through"));
+    let denied = ["curl", "-sS", "-m", "20", "--proxytunnel", "-x", &proxy, "--noproxy", "", "http://127.0.0.1:1/"];
+    let output = program(PACKAGE, &denied);
+    assert!(!output.status.success() && said(&output).contains("403"), "{}", said(&output));
+}
+
+#[test]
+fn haproxys_proxy_headers_name_the_client_and_a_strangers_do_not() {
+    let [behind, v1, v2] = [(); 3].map(|()| free_address());
+    let extra = format!(
+        "[[listener]]\nname = \"behind\"\nbind = \"{behind}\"\nproxy_protocol_from = [\"127.0.0.1/32\"]\n\n[[route]]\nname = \"who\"\n\
+         path = \"/who\"\nauth = \"none\"\nanswer = {{ body = \"x\" }}\nresponse_headers = {{ set = {{ x-peer = \"{{peer}}\" }} }}\n"
+    );
+    let gateway = Gateway::start(&Wanted { extra, ..Wanted::default() });
+    let config = format!(
+        "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 20s\n  timeout server 20s\n\
+         frontend v1\n  bind {v1}\n  default_backend v1\nbackend v1\n  server s {behind} send-proxy\n\
+         frontend v2\n  bind {v2}\n  default_backend v2\nbackend v2\n  server s {behind} send-proxy-v2\n"
+    );
+    let file = gateway.path("haproxy.cfg");
+    std::fs::write(&file, config).unwrap();
+    let child = Command::new("haproxy").args(["-q", "-db", "-f"]).arg(&file).spawn().expect("Debian package haproxy");
+    let _haproxy = Running(child);
+    for front in [v1, v2] {
+        wait_until("haproxy listens", || std::net::TcpStream::connect(front).is_ok());
+        let url = format!("http://{front}/who");
+        let (status, head) = curl(&["--noproxy", "*", "--interface", "127.0.0.5", "-D", "-", "-o", "/dev/null", &url]);
+        assert_eq!(status, 200);
+        assert!(head.contains("x-peer: 127.0.0.5"), "{head}");
+    }
+    let url = format!("http://{behind}/who");
+    let words = ["curl", "-sS", "-m", "20", "--noproxy", "*", "--haproxy-protocol", "--interface", "127.0.0.6", &url];
+    assert!(!program(PACKAGE, &words).status.success(), "whoever is not trusted may not say who it is");
 }

@@ -191,7 +191,7 @@ fn every_mistake_has_its_message() {
         ),
         (
             "[[route]]\nname = \"r\"\n",
-            "1:1: error: route.r.to: a route needs an upstream in `to`, or `redirect`, or `answer`\n",
+            "1:1: error: route.r.to: a route needs an upstream in `to`, or `redirect`, `answer` or `connect`\n",
         ),
         (
             "[policy]\nfiles = [\"absent.toml\"]\n",

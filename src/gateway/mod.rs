@@ -57,8 +57,8 @@ pub use durable::InFlight;
 pub use publish::{Done, Draft, Published};
 pub use route::step::{Kept, Visit};
 pub use route::{
-    BodySize, BoxError, Exchange, ProxyBody, RateLeft, Route, RouteAuth, RouteConfig, Routes, ServedBy, UpstreamFault,
-    canonical_path, shadowed as shadowed_routes,
+    BodySize, BoxError, Dialled, Exchange, Line, ProxyBody, RateLeft, Route, RouteAuth, RouteConfig, Routes, ServedBy,
+    UpstreamFault, asked_tunnel, canonical_path, shadowed as shadowed_routes,
 };
 pub use subscribe::{SendRetained, Subscribed};
 pub use will::Will;

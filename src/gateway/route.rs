@@ -5,6 +5,7 @@
 
 mod bearers;
 mod config;
+mod connect;
 mod cors;
 mod edits;
 mod fixed;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::combinators::UnsyncBoxBody;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::publish::forbidden;
 use super::{Action, AddressKey, Client, DeviceId, Gateway, Reject, wall_ms};
@@ -34,6 +36,8 @@ use crate::units::{ByteSize, Quota, Rate, SlidingRate};
 pub use crate::policy::canonical_path;
 pub use bearers::Bearers;
 pub use config::{Auth as RouteAuth, Config as RouteConfig};
+use connect::Target;
+pub use connect::asked as asked_tunnel;
 pub use shadow::shadowed;
 use step::{Step, Visit};
 
@@ -53,6 +57,8 @@ pub struct Route {
     pub steps: Box<[Box<dyn Step>]>,
     /// Whether and how answers are kept.
     pub cache: Option<Arc<CacheRule>>,
+    /// Not empty: for CONNECT, and nothing else.
+    connect: Vec<Target>,
     host: Host,
     path: Path,
     methods: Vec<Box<str>>,
@@ -120,6 +126,18 @@ impl Routes {
         self.find_for(visit.method.as_str(), visit, path)
     }
 
+    /// The route for a tunnel to `host` and `port`; `None` where no route allows it.
+    pub fn find_tunnel(&self, visit: &Visit<'_>, host: &str, port: u16) -> Option<&Arc<Route>> {
+        let has =
+            |route: &Route| route.headers.iter().all(|(name, value)| has_header(visit.headers, name, value.as_ref()));
+        self.0.iter().find(|route| route.connect.iter().any(|target| target.allows(host, port)) && has(route))
+    }
+
+    /// Whether any route is for tunnels.
+    pub fn has_tunnels(&self) -> bool {
+        self.0.iter().any(|route| !route.connect.is_empty())
+    }
+
     fn find_for(&self, method: &str, visit: &Visit<'_>, path: &str) -> Option<&Arc<Route>> {
         self.0.iter().find(|route| route.matches(method, visit, path))
     }
@@ -150,6 +168,7 @@ impl Route {
             preserve_host: config.preserve_host,
             steps: step::of(config),
             cache: config.cache.as_ref().map(|cache| Arc::new(CacheRule::new(cache))),
+            connect: config.connect.iter().filter_map(|target| Target::parse(target)).collect(),
             host: Host::of(config),
             path: Path::of(config),
             methods: config.methods.iter().map(|method| method.to_ascii_uppercase().into()).collect(),
@@ -162,7 +181,8 @@ impl Route {
     }
 
     fn matches(&self, method: &str, visit: &Visit<'_>, path: &str) -> bool {
-        self.path.matches(path)
+        self.connect.is_empty()
+            && self.path.matches(path)
             && (self.methods.is_empty() || self.methods.iter().any(|m| **m == *method))
             && self.host.matches(visit.host.map(without_port))
             && self.headers.iter().all(|(name, value)| has_header(visit.headers, name, value.as_ref()))
@@ -210,7 +230,11 @@ impl Path {
 
 impl Host {
     fn of(config: &RouteConfig) -> Self {
-        match config.host.to_ascii_lowercase().as_str() {
+        Host::parse(&config.host)
+    }
+
+    fn parse(text: &str) -> Self {
+        match text.to_ascii_lowercase().as_str() {
             "*" => Host::Any,
             host if host.starts_with("*.") => Host::Below(host.trim_start_matches('*').into()),
             host => Host::Exactly(host.into()),
@@ -263,6 +287,14 @@ pub type ProxyBody = UnsyncBoxBody<Bytes, BoxError>;
 #[derive(Clone, Debug)]
 pub struct ServedBy(pub Arc<str>);
 
+/// A stream to somewhere, of which nothing more is known.
+pub trait Line: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<IO: AsyncRead + AsyncWrite + Send + Unpin> Line for IO {}
+
+/// What a tunnel is made of.
+pub type Dialled = Result<Box<dyn Line>, UpstreamFault>;
+
 /// What the gateway asks of the cloud side on the request plane.
 pub trait Exchange: Send + Sync {
     /// Sends `request`, whose headers are those to be sent, to a healthy endpoint of the upstream `to`. Without `Host` the endpoint's own is sent. `key`
@@ -279,6 +311,17 @@ pub trait Exchange: Send + Sync {
         request: http::Request<ProxyBody>,
         deadline: Instant,
     ) -> Pin<Box<dyn Future<Output = Result<http::Response<ProxyBody>, UpstreamFault>> + Send + 'a>>;
+
+    /// Connects to a host and port that a route allows, for a tunnel (CONNECT), by `deadline`.
+    ///
+    /// # Cancel safety
+    /// A dropped future abandons the connection.
+    fn dial<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+        deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = Dialled> + Send + 'a>>;
 }
 
 /// How large a request's body is, as far as its head says.

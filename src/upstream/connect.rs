@@ -68,6 +68,38 @@ impl std::error::Error for Fault {
     }
 }
 
+/// The first address of a name that answers.
+async fn reach(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
+    let mut addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+    addresses.dedup();
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (index, address) in addresses.iter().enumerate() {
+        // An address that swallows everything must not use up the time of the next.
+        let share = within / u32::try_from(addresses.len() - index).unwrap_or(1);
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::Error::from(io::ErrorKind::TimedOut),
+        }
+    }
+    Err(failed)
+}
+
+/// A bare connection for a tunnel; `host` may be an IPv6 address in brackets.
+///
+/// # Errors
+/// [`Fault::Connect`], [`Fault::ConnectTimeout`].
+pub async fn dial(host: &str, port: u16, within: Duration) -> Result<TcpStream, Fault> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match timeout(within, reach(host, port, within)).await {
+        Ok(reached) => reached.map_err(Fault::Connect),
+        Err(_) => Err(Fault::ConnectTimeout),
+    }
+}
+
 impl Dial {
     /// Connects, and shakes hands where the endpoint is `https`. Returns whether HTTP/2 is spoken.
     ///
@@ -83,28 +115,14 @@ impl Dial {
 
     async fn connect(&self) -> io::Result<(Stream, Option<Alpn>)> {
         let host = self.endpoint.host.as_str();
-        let mut addresses: Vec<_> = lookup_host((host, self.endpoint.port)).await?.collect();
-        addresses.dedup();
-        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for (index, address) in addresses.iter().enumerate() {
-            // An address that swallows everything must not use up the time of the next.
-            let share = self.timeout / u32::try_from(addresses.len() - index).unwrap_or(1);
-            match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    stream.set_nodelay(true)?;
-                    return match &self.tls {
-                        None => Ok((Stream::Left(stream), None)),
-                        Some(tls) => {
-                            let (stream, alpn) = tls.connect(host, stream).await?;
-                            Ok((Stream::Right(Box::new(stream)), alpn))
-                        }
-                    };
-                }
-                Ok(Err(error)) => failed = error,
-                Err(_) => failed = io::Error::from(io::ErrorKind::TimedOut),
+        let stream = reach(host, self.endpoint.port, self.timeout).await?;
+        match &self.tls {
+            None => Ok((Stream::Left(stream), None)),
+            Some(tls) => {
+                let (stream, alpn) = tls.connect(host, stream).await?;
+                Ok((Stream::Right(Box::new(stream)), alpn))
             }
         }
-        Err(failed)
     }
 
     /// A connection that takes requests; a task drives it until it ends. `upstream` is its metric's label.

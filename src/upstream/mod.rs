@@ -47,6 +47,7 @@ use proxy::Lane;
 use random::Random;
 use template::Template;
 
+pub use connect::{Fault as DialFault, dial};
 pub use link::{BoxError, ProxyBody};
 pub use proxy::{Answer, Fault, Proxy};
 

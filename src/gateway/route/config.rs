@@ -7,6 +7,7 @@ use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::bearers::Config as Jwt;
+use super::connect::Target;
 use super::template::Template;
 use crate::cache::response::Config as CacheConfig;
 use crate::network::Network;
@@ -35,6 +36,10 @@ pub struct Config {
     pub redirect: Option<Redirect>,
     /// Answers here.
     pub answer: Option<FixedAnswer>,
+    /// Makes the route one for CONNECT (RFC 9110 section 9.3.6): where a tunnel may lead, "HOST:PORT" or "*.example.org:PORT" for any host below. Everything else
+    /// is refused with 403. Bytes go through unseen; `timeout_ms` holds for the connection, `idle_timeout_ms` for the tunnel. The client shows its token in
+    /// `Proxy-Authorization`, and policy rules know the target by CONNECT on "HOST:PORT".
+    pub connect: Vec<String>,
     /// What the upstream sees instead of `path_prefix` (or `path`): "/" strips it. Without it the path stays as it came.
     #[schemars(regex(pattern = r"^/[^?#]*$"))]
     pub rewrite: Option<String>,
@@ -87,6 +92,7 @@ impl Default for Config {
             to: String::new(),
             redirect: None,
             answer: None,
+            connect: Vec::new(),
             rewrite: None,
             auth: Auth::default(),
             jwt: None,
@@ -204,14 +210,25 @@ impl Config {
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         let mut add = |key, text: String| problems.push((key, text));
-        match [!self.to.is_empty(), self.redirect.is_some(), self.answer.is_some()]
+        match [!self.to.is_empty(), self.redirect.is_some(), self.answer.is_some(), !self.connect.is_empty()]
             .into_iter()
             .filter(|has| *has)
             .count()
         {
-            0 => add("to", "a route needs an upstream in `to`, or `redirect`, or `answer`".into()),
+            0 => add("to", "a route needs an upstream in `to`, or `redirect`, `answer` or `connect`".into()),
             1 => {}
-            _ => add("to", "`to`, `redirect` and `answer` exclude each other".into()),
+            _ => add("to", "`to`, `redirect`, `answer` and `connect` exclude each other".into()),
+        }
+        for target in &self.connect {
+            if Target::parse(target).is_none() {
+                add("connect", format!("`{target}` is not HOST:PORT, *.DOMAIN:PORT or [IPV6]:PORT"));
+            }
+        }
+        if !self.connect.is_empty() && !self.is_for_any_request() {
+            add(
+                "connect",
+                "a tunnel has no host, path, method, cache, cors, rewrite or header edits of its own".into(),
+            );
         }
         if !self.path.is_empty() && !self.path.starts_with('/') {
             add("path", "not a path; a path begins with /".into());
@@ -286,6 +303,20 @@ impl Config {
         problems
     }
 
+    /// Whether nothing is set that only a request which is looked into can have.
+    fn is_for_any_request(&self) -> bool {
+        let any = Config::default();
+        self.host == any.host
+            && self.path_prefix == any.path_prefix
+            && self.path.is_empty()
+            && self.methods.is_empty()
+            && self.cache.is_none()
+            && self.cors.is_none()
+            && self.rewrite.is_none()
+            && self.request_headers == any.request_headers
+            && self.response_headers == any.response_headers
+    }
+
     fn header_names(&self) -> Vec<(&'static str, &str)> {
         let mut names: Vec<(&'static str, &str)> = self.headers.keys().map(|name| ("headers", name.as_str())).collect();
         for (key, edits) in [("request_headers", &self.request_headers), ("response_headers", &self.response_headers)] {
@@ -326,6 +357,7 @@ mod tests {
                     "cors": { "origins": ["https://app.example"], "methods": ["PUT"], "credentials": true } }),
             json!({ "name": "b", "redirect": { "to": "https://{host}{path}{query}" }, "auth": "none" }),
             json!({ "name": "c", "path": "/robots.txt", "answer": { "body": "User-agent: *\nDisallow: /\n" }, "auth": "none" }),
+            json!({ "name": "t", "connect": ["a.example:443", "*.b.example:8883", "[::1]:22"], "deny": ["10.0.0.0/8"] }),
             json!({ "name": "d", "to": "cloud", "headers": { "x-version": "2", "x-any": "*" }, "allow": ["10.0.0.0/8"] }),
         ];
         for good in good {
@@ -338,6 +370,12 @@ mod tests {
         let bad = [
             (json!({ "name": "a" }), "to"),
             (json!({ "name": "a", "to": "x", "answer": {} }), "to"),
+            (json!({ "name": "a", "to": "x", "connect": ["a:1"] }), "to"),
+            (json!({ "name": "a", "connect": ["a.example"] }), "connect"),
+            (json!({ "name": "a", "connect": ["*:443"] }), "connect"),
+            (json!({ "name": "a", "connect": ["a:0"] }), "connect"),
+            (json!({ "name": "a", "connect": ["u@a:443"] }), "connect"),
+            (json!({ "name": "a", "connect": ["a:443"], "path": "/x" }), "connect"),
             (json!({ "name": "a", "to": "x", "path": "api" }), "path"),
             (json!({ "name": "a", "to": "x", "path": "/a", "path_prefix": "/b" }), "path"),
             (json!({ "name": "a", "answer": {}, "rewrite": "/" }), "rewrite"),

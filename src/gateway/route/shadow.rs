@@ -8,7 +8,10 @@ use super::{Host, Path};
 /// For each route that is never used: its index, and those of the routes that take its requests, in the order in which they are asked.
 pub fn shadowed(configs: &[Config]) -> Vec<(usize, Vec<usize>)> {
     let mut order: Vec<(usize, &Config, Path)> =
-        configs.iter().enumerate().map(|(index, config)| (index, config, Path::of(config))).collect();
+        // A tunnel's target is no path, and two routes may well share one.
+        (configs.iter().enumerate().filter(|(_, config)| config.connect.is_empty()))
+            .map(|(index, config)| (index, config, Path::of(config)))
+            .collect();
     order.sort_by_key(|(_, _, path)| Reverse(path.rank()));
     let found = order.iter().enumerate().filter_map(|(at, (index, config, path))| {
         // A shorter prefix is asked later, so only the same path can take everything before it.

@@ -12,6 +12,7 @@
 
 mod body;
 mod call;
+mod connect;
 mod device;
 mod device_api;
 mod events;
@@ -36,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use http::header::{HOST, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -176,7 +177,7 @@ where
         .max_header_size(header_bytes_max)
         .max_buf_size(header_bytes_max.max(HTTP1_BUFFER_BYTES_MIN));
     // The type is the one that an upgrade takes back.
-    let io: Wire<IO> = TokioIo::new(Strict::new(connection.bounded(io, prefix, head), connection.upgrade.switched()));
+    let io: Wire<IO> = TokioIo::new(Strict::new(connection.bounded(io, prefix, head), connection.upgrade.fate()));
     let service = connection.clone();
     let service = service_fn(move |request| {
         let connection = service.clone();
@@ -297,6 +298,9 @@ impl Connection {
         if !listener.speaks(ProtocolName::Http) {
             return Err(Refused::UpgradeRequired);
         }
+        if request.method() == Method::CONNECT {
+            return self.connect(request, facts).await;
+        }
         let uri = request.uri();
         let below = self.shared.prefix.strip(uri.path());
         if let Some(target) = below.and_then(device::Target::parse) {
@@ -342,7 +346,10 @@ impl Connection {
                 _ => "HTTP/1.1",
             },
             host: headers::host(request.uri(), request.headers()).map(str::to_owned),
-            target: request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+            target: match request.method() {
+                &Method::CONNECT => request.uri().to_string(),
+                _ => request.uri().path_and_query().map(ToString::to_string).unwrap_or_default(),
+            },
             status: 0,
             route: None,
             endpoint: None,

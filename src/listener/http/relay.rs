@@ -22,7 +22,7 @@ use super::body::Body;
 use super::headers::{self, Passing};
 use super::problem::Refused;
 use super::stream::{Download, Held, Upload, Verdict};
-use super::upgrade::{self, Tunnel};
+use super::upgrade::{self, Far, Tunnel};
 use super::{Connection, Facts, identify, millis};
 use crate::gateway::cached::{self, CacheOutcome, Errand};
 use crate::gateway::{BodySize, Kept, ProxyBody, Route, RouteAuth, ServedBy, UpstreamFault, Visit, canonical_path};
@@ -114,7 +114,7 @@ impl Connection {
         Ok(response)
     }
 
-    fn visit<'v>(&self, request: &'v Request<Incoming>) -> Visit<'v> {
+    pub(super) fn visit<'v>(&self, request: &'v Request<Incoming>) -> Visit<'v> {
         Visit {
             method: request.method(),
             path: request.uri().path(),
@@ -126,7 +126,7 @@ impl Connection {
     }
 
     fn find_route(&self, request: &Request<Incoming>) -> Result<Arc<Route>, Refused> {
-        if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        if request.method() == Method::TRACE {
             return Err(Refused::NotImplemented);
         }
         let path = canonical_path(request.uri().path())
@@ -274,7 +274,7 @@ impl Connection {
                 tracing::warn!(upstream = &*route.to, "upstream switched protocols unasked");
                 return Err(Refused::Upstream(UpstreamFault::Unreachable));
             };
-            self.upgrade.tunnel(Tunnel { client, upstream, idle: route.idle_timeout, held });
+            self.upgrade.tunnel(Tunnel { client, upstream: Far::Upgraded(upstream), idle: route.idle_timeout, held });
             let mut response = Response::new(Body::Empty);
             *response.status_mut() = parts.status;
             *response.headers_mut() = parts.headers;
@@ -302,7 +302,7 @@ pub(super) fn lower(by_rule: Option<u64>, ours: (&'static str, u64)) -> (&'stati
 }
 
 /// Takes a token of the route's identity provider.
-fn believe(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
+pub(super) fn believe(route: &Route, headers: &HeaderMap) -> Result<(), Refused> {
     let mut shown = headers.get_all(AUTHORIZATION).iter();
     let (Some(authorization), None) = (shown.next(), shown.next()) else {
         meters().http.reject(&Reject::Unauthenticated);

@@ -8,10 +8,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use portable_atomic::{AtomicBool, Ordering};
 use tidegate_http::framing::Framing;
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::upgrade::Fate;
 use crate::listener::stream::write_through;
 use crate::telemetry::meters;
 
@@ -20,15 +20,15 @@ use crate::telemetry::meters;
 pub struct Strict<IO> {
     io: IO,
     framing: Framing,
-    /// Set when the stream has ceased to be HTTP's.
-    switched: Arc<AtomicBool>,
+    /// Says when the stream has ceased to be HTTP's.
+    fate: Arc<Fate>,
     /// What is still to be read instead of what came; then the stream ends.
     stopped: Option<&'static [u8]>,
 }
 
 impl<IO> Strict<IO> {
-    pub fn new(io: IO, switched: Arc<AtomicBool>) -> Self {
-        Strict { io, framing: Framing::default(), switched, stopped: None }
+    pub fn new(io: IO, fate: Arc<Fate>) -> Self {
+        Strict { io, framing: Framing::default(), fate, stopped: None }
     }
 
     /// The stream, when it has ceased to be HTTP's.
@@ -45,7 +45,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Strict<IO> {
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
-        if self.switched.load(Ordering::Relaxed) {
+        if self.fate.has_switched() {
             return Poll::Ready(Ok(()));
         }
         let came = buffer.filled().get(before..).unwrap_or_default();
@@ -58,6 +58,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Strict<IO> {
             }
             give(&mut instead, buffer);
             self.stopped = Some(instead);
+            self.fate.spoil();
             tracing::debug!(what = found.what.as_str(), "ambiguous request refused");
         }
         Poll::Ready(Ok(()))

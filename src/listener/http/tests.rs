@@ -10,6 +10,7 @@ use tidegate_auth::{CbType, Proto, Transcript, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 mod cached;
+mod connect;
 mod http2;
 mod jwt;
 mod relay;
@@ -28,6 +29,7 @@ const RULES: &str = r##"[
     {"name": "not there", "effect": "deny", "who": ["anyone"], "do": ["publish"], "on": ["plant/forbidden"]},
     {"name": "its own files", "who": ["role:sensor"], "do": ["GET", "POST"], "on": ["/api/{device}/*"], "bytes_max": 8},
     {"name": "small", "who": ["role:operator"], "do": ["publish"], "on": ["small/#"], "bytes_max": 4},
+    {"name": "one way out", "who": ["role:sensor"], "do": ["CONNECT"], "on": ["a.example:443"]},
     {"name": "maps", "who": ["role:sensor"], "do": ["GET"], "on": ["/maps/*"]}
 ]"##;
 

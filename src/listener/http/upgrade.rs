@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::body::Body;
 use super::stream::Held;
 use super::strict::Strict;
+use crate::gateway::Line;
 use crate::listener::stream::write_through;
 use crate::listener::{Deadlined, Prefixed};
 
@@ -39,7 +40,26 @@ pub type Upgraded<IO> = Prefixed<IO>;
 #[derive(Default)]
 pub struct Upgrade {
     pending: Mutex<Option<Pending>>,
-    switched: Arc<AtomicBool>,
+    fate: Arc<Fate>,
+}
+
+/// What becomes of a connection's bytes.
+#[derive(Debug, Default)]
+pub struct Fate {
+    switched: AtomicBool,
+    spoilt: AtomicBool,
+}
+
+impl Fate {
+    /// True from the answer on that says so: what comes then is not HTTP.
+    pub fn has_switched(&self) -> bool {
+        self.switched.load(Ordering::Relaxed)
+    }
+
+    /// What hyper reads is not what came: it must not be taken for another protocol's.
+    pub fn spoil(&self) {
+        self.spoilt.store(true, Ordering::Relaxed);
+    }
 }
 
 enum Pending {
@@ -50,10 +70,18 @@ enum Pending {
 /// Two streams to be joined.
 pub struct Tunnel {
     pub client: OnUpgrade,
-    pub upstream: OnUpgrade,
+    pub upstream: Far,
     /// Without one byte in either direction.
     pub idle: Duration,
     pub held: Held,
+}
+
+/// The other end of a tunnel.
+pub enum Far {
+    /// An upstream that has switched protocols.
+    Upgraded(OnUpgrade),
+    /// A connection of its own (CONNECT).
+    Dialled(Box<dyn Line>),
 }
 
 /// Whether a request asks to become a WebSocket for MQTT ([MQTT-6.0.0-3]: the subprotocol is `mqtt`).
@@ -92,14 +120,13 @@ impl Upgrade {
         self.switch(Pending::Tunnel(tunnel));
     }
 
-    /// True from the answer on that says so: what comes then is not HTTP.
-    pub fn switched(&self) -> Arc<AtomicBool> {
-        self.switched.clone()
+    pub fn fate(&self) -> Arc<Fate> {
+        self.fate.clone()
     }
 
     fn switch(&self, to: Pending) {
         *self.pending.lock() = Some(to);
-        self.switched.store(true, Ordering::Relaxed);
+        self.fate.switched.store(true, Ordering::Relaxed);
     }
 
     /// To be called after the HTTP connection has ended. Gives back the stream that is MQTT's, if there was a handshake and its answer went
@@ -109,6 +136,10 @@ impl Upgrade {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let pending = self.pending.lock().take()?;
+        if self.fate.spoilt.load(Ordering::Relaxed) {
+            // It did not wait for the answer, and what it said meanwhile could not be read as HTTP, which it still was.
+            return None;
+        }
         match pending {
             Pending::Mqtt(upgrade) => {
                 // This very type was given to hyper.
@@ -132,12 +163,18 @@ impl Upgrade {
 
 impl Tunnel {
     /// Copies both ways until one side has ended and the other has been told, or nothing came for `idle`.
-    async fn serve(self) {
+    pub async fn serve(self) {
         let Tunnel { client, upstream, idle, held: _held } = self;
-        let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) else { return };
+        let upstream = async {
+            match upstream {
+                Far::Upgraded(upgrade) => upgrade.await.ok().map(|io| Box::new(TokioIo::new(io)) as Box<dyn Line>),
+                Far::Dialled(line) => Some(line),
+            }
+        };
+        let (Ok(client), Some(upstream)) = tokio::join!(client, upstream) else { return };
         let seen = Arc::new(LastSeen { began: Instant::now(), ms: AtomicU64::new(0) });
         let mut client = Watched { io: TokioIo::new(client), seen: seen.clone() };
-        let mut upstream = Watched { io: TokioIo::new(upstream), seen: seen.clone() };
+        let mut upstream = Watched { io: upstream, seen: seen.clone() };
         let mut copying = pin!(tokio::io::copy_bidirectional_with_sizes(
             &mut client,
             &mut upstream,

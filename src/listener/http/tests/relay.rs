@@ -11,7 +11,7 @@ use hyper::body::Frame;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::gateway::{BoxError, ProxyBody, ServedBy, UpstreamFault};
+use crate::gateway::{BoxError, Dialled, Line, ProxyBody, ServedBy, UpstreamFault};
 use std::task::Context;
 
 type Answer = Result<Response<ProxyBody>, UpstreamFault>;
@@ -40,6 +40,28 @@ impl Exchange for Pretend {
         // As the contract wants it: an answer, or none in time.
         Box::pin(async move {
             tokio::time::timeout_at(deadline.into(), acting).await.unwrap_or(Err(UpstreamFault::Timeout))
+        })
+    }
+
+    /// Whatever is dialled echoes; nobody is at port 9.
+    fn dial<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+        _deadline: Instant,
+    ) -> Pin<Box<dyn Future<Output = Dialled> + Send + 'a>> {
+        self.to.lock().unwrap().push(format!("{host} {port}"));
+        Box::pin(async move {
+            if port == 9 {
+                return Err(UpstreamFault::Unreachable);
+            }
+            let (near, far) = tokio::io::duplex(64);
+            tokio::spawn(async move {
+                let (mut reading, mut writing) = tokio::io::split(far);
+                let _ = tokio::io::copy(&mut reading, &mut writing).await;
+                let _ = writing.shutdown().await;
+            });
+            Ok(Box::new(near) as Box<dyn Line>)
         })
     }
 }
