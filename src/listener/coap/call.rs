@@ -288,9 +288,14 @@ mod tests {
         for (method, target) in [(Code::GET, "/x"), (Code::GET, ""), (Code::POST, "/auth/x"), (Code::GET, "/s/x")] {
             assert_eq!(call(method, target, None), Err(NoCall::NotFound), "{target}");
         }
-        for (method, target) in
-            [(Code::GET, "/t"), (Code::PUT, "/c"), (Code::POST, "/s"), (Code::GET, "/auth/c"), (Code::FETCH, "/ps/a")]
-        {
+        for (method, target) in [
+            (Code::GET, "/t"),
+            (Code::PUT, "/c"),
+            (Code::POST, "/s"),
+            (Code::GET, "/auth/c"),
+            (Code::POST, "/ps"),
+            (Code::FETCH, "/ps/a"),
+        ] {
             assert_eq!(call(method, target, None), Err(NoCall::Method), "{target}");
         }
         for (method, target) in [

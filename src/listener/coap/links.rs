@@ -20,7 +20,7 @@ const DEVICE_API: [(&str, &str); 9] = [
     ("/s", "rt=\"tidegate.state\";obs"),
     ("/c", "rt=\"tidegate.command\";obs"),
     ("/cr", "rt=\"tidegate.answer\""),
-    ("/ps", "rt=\"core.ps\";ct=40"),
+    ("/ps", "rt=\"core.ps core.ps.coll\";ct=40"),
     ("/rd", "rt=\"core.rd\";ct=40"),
     ("/rd-lookup/res", "rt=\"core.rd-lookup-res\";ct=40"),
     ("/rd-lookup/ep", "rt=\"core.rd-lookup-ep\";ct=40"),

@@ -358,6 +358,8 @@ async fn a_json_value_is_patched_and_a_collection_listed_and_searched() {
     assert_eq!(code(&peer.ask(patch(format!("ps/plant/text?t={t}"), b"{}", 52)).await), "4.09");
     let all = String::from_utf8(peer.ask(get(&format!("ps?t={t}"))).await.payload).unwrap();
     assert!(all.contains("</ps/plant/j>") && all.contains("</ps/plant/text>") && !all.contains("</t>"), "{all}");
+    let discovered = peer.ask(get(&format!(".well-known/core?rt=core.ps.coll&t={t}"))).await;
+    assert_eq!(discovered.payload, br#"</ps>;rt="core.ps core.ps.coll";ct=40"#);
     let found = peer.ask(request(RequestType::Fetch, &format!("ps?t={t}")).payload(b"plant/j/#")).await;
     assert_eq!(found.payload, br#"</ps/plant/j>;rt="core.ps.data";obs;ct=50"#);
     let not_a_filter = request(RequestType::Fetch, &format!("ps?t={t}")).payload(b"a#");
