@@ -270,6 +270,11 @@ impl Outbox {
         self.inner.lock().dropped
     }
 
+    /// Whether there is an order to close that nobody has taken.
+    pub fn is_ordered_to_close(&self) -> bool {
+        self.inner.lock().close.is_some()
+    }
+
     /// Puts one message in and wakes the session's task if it sleeps.
     pub fn push(&self, delivery: Delivery, now: Instant) -> Pushed {
         let cost = delivery.message.cost_bytes();

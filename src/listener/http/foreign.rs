@@ -9,7 +9,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full};
 
 use super::Context;
-use super::headers::{self, Passing};
+use super::headers::{self, Passing, Whence};
 use super::problem::{self, Refused};
 use super::relay::balancing_key;
 use crate::gateway::cached::{self, CacheOutcome, Errand};
@@ -86,9 +86,8 @@ async fn relay(
     let (mut parts, body) = request.into_parts();
     let url = route.cache.is_some().then(|| cached::url(is_tls, host.as_deref(), &parts.uri));
     let passing = Passing {
-        peer: peer.to_canonical(),
-        is_tls,
-        host: host.as_deref(),
+        whence: &Whence::new(peer, is_tls),
+        host: host.as_deref().and_then(|host| HeaderValue::from_str(host).ok()),
         preserve_host: route.preserve_host,
         is_proxy: false,
         via: &context.shared.via,

@@ -5,23 +5,90 @@ use http::header::{
     VIA,
 };
 use http::{Version, uri};
+use parking_lot::Mutex;
 use std::net::IpAddr;
 use tidegate_http::{forwarded, hop_by_hop, traceparent};
 
 use crate::gateway::RateLeft;
 
+/// The gateway in `Via` (RFC 9110 section 7.6.3), written once.
+#[derive(Debug)]
+pub struct Via {
+    name: String,
+    http_1_0: HeaderValue,
+    http_1_1: HeaderValue,
+    http_2: HeaderValue,
+}
+
+impl Via {
+    /// `name` is a pseudonym; one that no header can carry becomes `tidegate`.
+    pub fn new(name: String) -> Self {
+        let is_sayable = HeaderValue::from_str(&name).is_ok();
+        let name = if is_sayable { name } else { "tidegate".to_owned() };
+        let entry = |version: &str| {
+            HeaderValue::try_from(format!("{version} {name}")).unwrap_or_else(|_| HeaderValue::from_static("tidegate"))
+        };
+        Via { http_1_0: entry("1.0"), http_1_1: entry("1.1"), http_2: entry("2"), name }
+    }
+
+    /// What is added to a message received in `version`.
+    fn entry(&self, version: Version) -> &HeaderValue {
+        match version {
+            Version::HTTP_2 => &self.http_2,
+            Version::HTTP_10 => &self.http_1_0,
+            _ => &self.http_1_1,
+        }
+    }
+}
+
+/// Where requests come from, as upstreams are told. One for a connection: what does not change from request to request is written once.
+#[derive(Debug)]
+pub struct Whence {
+    peer: IpAddr,
+    scheme: &'static str,
+    /// For `X-Forwarded-For`.
+    address: HeaderValue,
+    /// The host asked for last, and the element of `Forwarded` that goes with it.
+    last: Mutex<Option<(Option<HeaderValue>, HeaderValue)>>,
+}
+
+impl Whence {
+    pub fn new(peer: IpAddr, is_tls: bool) -> Self {
+        let peer = peer.to_canonical();
+        Whence {
+            scheme: if is_tls { "https" } else { "http" },
+            // An address is plain text.
+            address: HeaderValue::try_from(peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown")),
+            last: Mutex::default(),
+            peer,
+        }
+    }
+
+    /// RFC 7239's element for a request to `host`.
+    fn element(&self, host: Option<&HeaderValue>) -> HeaderValue {
+        let mut last = self.last.lock();
+        if let Some((known, element)) = &*last
+            && known.as_ref() == host
+        {
+            return element.clone();
+        }
+        let text = forwarded::element(self.peer, self.scheme, host.and_then(|host| host.to_str().ok()));
+        let element = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("for=unknown"));
+        *last = Some((host.cloned(), element.clone()));
+        element
+    }
+}
+
 /// What is said about a request towards the upstream.
 #[derive(Debug)]
 pub struct Passing<'a> {
-    pub peer: IpAddr,
-    pub is_tls: bool,
+    pub whence: &'a Whence,
     /// The host asked for, with its port.
-    pub host: Option<&'a str>,
+    pub host: Option<HeaderValue>,
     pub preserve_host: bool,
     /// Whether the peer's own `Forwarded` and `X-Forwarded-*` are believed and added to. Otherwise they are replaced.
     pub is_proxy: bool,
-    /// The name in `Via`.
-    pub via: &'a str,
+    pub via: &'a Via,
     /// The authenticated device and its role.
     pub device: Option<(&'a str, &'a str)>,
     /// The bearer token was for the gateway and ends here.
@@ -61,13 +128,13 @@ pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
             }
         }
     }
-    if let (true, Some(host)) = (passing.preserve_host, passing.host) {
-        set(headers, HOST, host);
+    if let (true, Some(host)) = (passing.preserve_host, &passing.host) {
+        headers.insert(HOST, host.clone());
     }
     say_where_from(headers, passing);
     headers.insert(X_REQUEST_ID, passing.request_id.clone());
     // RFC 9110 section 7.6.3, and W3C Trace Context section 3.2: what is not one is not passed on.
-    append_via(headers, passing.version, passing.via);
+    append(headers, VIA, passing.via.entry(passing.version));
     if headers.get_all(TRACEPARENT).iter().count() != 1
         || !headers[TRACEPARENT].to_str().is_ok_and(traceparent::is_valid)
     {
@@ -77,14 +144,14 @@ pub fn towards_upstream(headers: &mut HeaderMap, passing: &Passing<'_>) {
 }
 
 /// Turns an upstream's headers into those for the client. `upgrade`: the answer grants one.
-pub fn towards_client(headers: &mut HeaderMap, via: &str, version: Version, upgrade: bool, request_id: &HeaderValue) {
+pub fn towards_client(headers: &mut HeaderMap, via: &Via, version: Version, upgrade: bool, request_id: &HeaderValue) {
     let granted = headers.get(UPGRADE).filter(|_| upgrade).cloned();
     strip(headers, |_| false);
     if let Some(granted) = granted {
         headers.insert(UPGRADE, granted);
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    append_via(headers, version, via);
+    append(headers, VIA, via.entry(version));
     if let Entry::Vacant(entry) = headers.entry(X_REQUEST_ID) {
         entry.insert(request_id.clone());
     }
@@ -101,9 +168,9 @@ pub fn say_rate(headers: &mut HeaderMap, route: &str, rate: Option<RateLeft>) {
 }
 
 /// Whether a request has passed here already, so that the upstream is, by some way, the gateway itself.
-pub fn is_loop(headers: &HeaderMap, via: &str) -> bool {
+pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
     let values = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|hop| hop.split_ascii_whitespace().nth(1) == Some(via))
+    values.flat_map(|value| value.split(',')).any(|hop| hop.split_ascii_whitespace().nth(1) == Some(&via.name))
 }
 
 /// The client's own id for the request, if it can stand in a log and a header.
@@ -118,6 +185,14 @@ pub fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
 pub fn host<'a>(uri: &'a uri::Uri, headers: &'a HeaderMap) -> Option<&'a str> {
     let authority = uri.authority().map(uri::Authority::as_str);
     authority.or_else(|| headers.get(HOST)?.to_str().ok())
+}
+
+/// The same, for a header.
+pub fn host_value(uri: &uri::Uri, headers: &HeaderMap) -> Option<HeaderValue> {
+    match uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => headers.get(HOST).filter(|host| host.to_str().is_ok()).cloned(),
+    }
 }
 
 /// Whether everybody finds the same host: `Host` and the target's are one each (RFC 9112 section 3.2, RFC 9110 section 4.2.4), and over HTTP/2
@@ -200,43 +275,43 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 fn say_where_from(headers: &mut HeaderMap, passing: &Passing<'_>) {
-    let scheme = if passing.is_tls { "https" } else { "http" };
-    let element = forwarded::element(passing.peer, scheme, passing.host);
+    let Whence { scheme, address, .. } = passing.whence;
+    let element = passing.whence.element(passing.host.as_ref());
     if passing.is_proxy {
-        append(headers, &X_FORWARDED_FOR, &passing.peer.to_string());
-        append(headers, &FORWARDED, &element);
+        append(headers, X_FORWARDED_FOR, address);
+        append(headers, FORWARDED, &element);
     } else {
-        set(headers, X_FORWARDED_FOR, &passing.peer.to_string());
-        set(headers, FORWARDED, &element);
+        headers.insert(X_FORWARDED_FOR, address.clone());
+        headers.insert(FORWARDED, element);
     }
     // The outermost proxy has said how the client came; a client has not.
-    if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    if let Entry::Vacant(entry) = headers.entry(X_FORWARDED_PROTO) {
+        entry.insert(HeaderValue::from_static(scheme));
     }
-    if let (false, Some(host)) = (headers.contains_key(X_FORWARDED_HOST), passing.host) {
-        set(headers, X_FORWARDED_HOST, host);
+    if let Some(host) = &passing.host
+        && let Entry::Vacant(entry) = headers.entry(X_FORWARDED_HOST)
+    {
+        entry.insert(host.clone());
     }
-}
-
-fn append_via(headers: &mut HeaderMap, version: Version, via: &str) {
-    let version = match version {
-        Version::HTTP_2 => "2",
-        Version::HTTP_10 => "1.0",
-        _ => "1.1",
-    };
-    append(headers, &VIA, &format!("{version} {via}"));
 }
 
 /// Adds to a comma-separated list, as one line.
-fn append(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
-    let mut list: Vec<u8> = Vec::new();
-    for value in headers.get_all(name) {
-        list.extend_from_slice(value.as_bytes());
-        list.extend_from_slice(b", ");
-    }
-    list.extend_from_slice(text.as_bytes());
-    if let Ok(value) = HeaderValue::from_bytes(&list) {
-        headers.insert(name, value);
+fn append(headers: &mut HeaderMap, name: HeaderName, entry: &HeaderValue) {
+    match headers.entry(name) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(entry.clone());
+        }
+        Entry::Occupied(mut occupied) => {
+            let mut list: Vec<u8> = Vec::new();
+            for value in occupied.iter() {
+                list.extend_from_slice(value.as_bytes());
+                list.extend_from_slice(b", ");
+            }
+            list.extend_from_slice(entry.as_bytes());
+            if let Ok(value) = HeaderValue::from_bytes(&list) {
+                occupied.insert(value);
+            }
+        }
     }
 }
 
@@ -294,14 +369,21 @@ mod tests {
         }
     }
 
-    fn passing<'a>(id: &'a HeaderValue) -> Passing<'a> {
+    fn whence(is_tls: bool) -> &'static Whence {
+        Box::leak(Box::new(Whence::new(IpAddr::from([192, 0, 2, 1]), is_tls)))
+    }
+
+    fn via() -> &'static Via {
+        Box::leak(Box::new(Via::new("g-1".into())))
+    }
+
+    fn passing(id: &HeaderValue) -> Passing<'_> {
         Passing {
-            peer: IpAddr::from([192, 0, 2, 1]),
-            is_tls: true,
-            host: Some("gateway.example:8443"),
+            whence: whence(true),
+            host: Some(HeaderValue::from_static("gateway.example:8443")),
             preserve_host: false,
             is_proxy: false,
-            via: "g-1",
+            via: via(),
             device: None,
             hide_authorization: false,
             request_id: id,
@@ -358,7 +440,7 @@ mod tests {
         ];
         let id = HeaderValue::from_static("r1");
         let mut from_client = headers(&claims);
-        towards_upstream(&mut from_client, &Passing { is_tls: false, ..passing(&id) });
+        towards_upstream(&mut from_client, &Passing { whence: whence(false), ..passing(&id) });
         assert_eq!(from_client["x-forwarded-for"], "192.0.2.1");
         assert_eq!(from_client["x-forwarded-proto"], "http");
         assert_eq!(from_client["x-forwarded-host"], "gateway.example:8443");
@@ -367,7 +449,7 @@ mod tests {
         assert!(!from_client.contains_key("tidegate-device") && !from_client.contains_key("tidegate-role"));
 
         let mut from_proxy = headers(&claims);
-        towards_upstream(&mut from_proxy, &Passing { is_proxy: true, is_tls: false, ..passing(&id) });
+        towards_upstream(&mut from_proxy, &Passing { is_proxy: true, whence: whence(false), ..passing(&id) });
         assert_eq!(from_proxy["x-forwarded-for"], "10.0.0.1, 192.0.2.1");
         assert_has(&from_proxy, &[("x-forwarded-proto", "https"), ("x-forwarded-host", "inner")]);
         assert!(from_proxy["forwarded"].to_str().unwrap().starts_with("for=10.0.0.1, for=192.0.2.1;"));
@@ -467,20 +549,20 @@ mod tests {
         let id = HeaderValue::from_static("r1");
         let mut h =
             headers(&[("connection", "keep-alive"), ("upgrade", "websocket"), ("via", "1.1 cdn"), ("etag", "x")]);
-        towards_client(&mut h, "g-1", Version::HTTP_11, false, &id);
+        towards_client(&mut h, via(), Version::HTTP_11, false, &id);
         assert_has(&h, &[("via", "1.1 cdn, 1.1 g-1"), ("x-request-id", "r1"), ("etag", "x")]);
         assert!(!h.contains_key("upgrade") && !h.contains_key("connection"));
         let mut switched = headers(&[("connection", "Upgrade"), ("upgrade", "websocket"), ("x-request-id", "own")]);
-        towards_client(&mut switched, "g-1", Version::HTTP_11, true, &id);
+        towards_client(&mut switched, via(), Version::HTTP_11, true, &id);
         assert_has(&switched, &[("upgrade", "websocket"), ("connection", "upgrade")]);
         assert_eq!(switched["x-request-id"], "own");
     }
 
     #[test]
     fn a_loop_is_seen_by_its_own_name() {
-        assert!(is_loop(&headers(&[("via", "1.1 a, 2 g-1")]), "g-1"));
-        assert!(is_loop(&headers(&[("via", "1.1 a"), ("via", "1.1 g-1 (comment)")]), "g-1"));
-        assert!(!is_loop(&headers(&[("via", "1.1 g-12, g-1")]), "g-1"));
+        assert!(is_loop(&headers(&[("via", "1.1 a, 2 g-1")]), via()));
+        assert!(is_loop(&headers(&[("via", "1.1 a"), ("via", "1.1 g-1 (comment)")]), via()));
+        assert!(!is_loop(&headers(&[("via", "1.1 g-12, g-1")]), via()));
     }
 
     #[test]
@@ -500,5 +582,18 @@ mod tests {
         let h = headers(&[("host", "b.example")]);
         assert_eq!((host(&absolute, &h), host(&origin, &h)), (Some("a.example:80"), Some("b.example")));
         assert_eq!(host(&origin, &HeaderMap::new()), None);
+        assert_eq!(host_value(&absolute, &h).unwrap(), "a.example:80");
+        assert_eq!(host_value(&origin, &h).unwrap(), "b.example");
+        assert_eq!(host_value(&origin, &HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn each_host_has_its_own_element() {
+        let from = Whence::new(IpAddr::from([192, 0, 2, 1]), false);
+        for host in ["a", "a", "b", "a"] {
+            let expected = format!("for=192.0.2.1;proto=http;host=\"{host}\"");
+            assert_eq!(from.element(Some(&HeaderValue::from_static(host))), expected);
+        }
+        assert_eq!(from.element(None), "for=192.0.2.1;proto=http");
     }
 }

@@ -54,6 +54,7 @@ use crate::telemetry::access_log::{AccessLog, Entry, Pending};
 use crate::telemetry::meters;
 use body::Body;
 use call::{Call, Prefix};
+use headers::{Via, Whence};
 use problem::Refused;
 use seats::Seats;
 use stream::Slot;
@@ -78,7 +79,7 @@ pub struct Shared {
     /// Where the request ids of this process begin.
     request_ids: u64,
     /// The gateway's name in `Via`, with enough of its id to tell two of one name apart.
-    via: String,
+    via: Via,
     access_log: Option<Arc<AccessLog>>,
 }
 
@@ -94,7 +95,7 @@ impl Shared {
             in_flight: Arc::default(),
             names: AtomicU64::new(1),
             request_ids: u64::from_ne_bytes(seed),
-            via: format!("{}-{}", gateway.config().name, id.get(..8).unwrap_or_default()),
+            via: Via::new(format!("{}-{}", gateway.config().name, id.get(..8).unwrap_or_default())),
             access_log,
         }
     }
@@ -106,7 +107,11 @@ impl Shared {
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^= z >> 31;
-        HeaderValue::try_from(format!("{z:016x}")).unwrap_or_else(|_| HeaderValue::from_static("-"))
+        let digits: [u8; 16] = std::array::from_fn(|at| {
+            let digit = (z >> (60 - 4 * at)) & 0xF;
+            HEX.get(digit as usize).copied().unwrap_or(b'0')
+        });
+        HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("-"))
     }
 
     /// One of the proxied requests that may be under way at once.
@@ -149,6 +154,7 @@ struct Connection {
     shared: Arc<Shared>,
     exchange: Option<Arc<dyn Exchange>>,
     conn: ConnectionInfo,
+    whence: Whence,
     limits: Limits,
     activity: Arc<Activity>,
     seats: Seats,
@@ -253,6 +259,7 @@ impl Connection {
             gateway,
             shared,
             exchange,
+            whence: Whence::new(conn.peer.ip(), conn.tls.is_some()),
             conn,
             activity: Arc::default(),
             upgrade: Upgrade::default(),
@@ -414,3 +421,4 @@ fn millis(ms: u32) -> Duration {
 
 /// What hyper insists on.
 const HTTP1_BUFFER_BYTES_MIN: usize = 8192;
+const HEX: &[u8; 16] = b"0123456789abcdef";

@@ -232,11 +232,9 @@ impl Connection {
         device: Option<&Device>,
         request_id: &HeaderValue,
     ) {
-        let host = headers::host(&parts.uri, &parts.headers).map(str::to_owned);
         let passing = Passing {
-            peer: self.conn.peer.ip().to_canonical(),
-            is_tls: self.conn.tls.is_some(),
-            host: host.as_deref(),
+            whence: &self.whence,
+            host: headers::host_value(&parts.uri, &parts.headers),
             preserve_host: route.preserve_host,
             is_proxy: self.conn.listener.believes(self.conn.peer.ip()),
             via: &self.shared.via,

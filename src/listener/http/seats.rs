@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use crate::gateway::{Client, Drained, Gateway, Keep, Mailbox, Open};
+use crate::gateway::{Client, Gateway, Keep, Mailbox, Open};
 use crate::listener::ConnectionInfo;
 use crate::message::{Device, Protocol, Reject};
 
@@ -85,10 +85,7 @@ impl Seat {
 
     /// Whether somebody (an operator, a drain) ordered the session to end.
     fn is_ordered_to_close(&self) -> bool {
-        let Some(client) = &self.client else { return true };
-        let mut drained = Drained::default();
-        let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
-        client.outbox.poll_drain(&mut nobody, &mut drained, 0).is_ready() && drained.close.is_some()
+        self.client.as_ref().is_none_or(|client| client.outbox.is_ordered_to_close())
     }
 }
 
@@ -103,14 +100,22 @@ pub struct Seats {
     /// What the sessions are called.
     name: String,
     // Requests of one HTTP/2 connection run at once, and opening a session waits.
-    held: Mutex<Vec<Seat>>,
+    held: Mutex<Held>,
+}
+
+struct Held {
+    seats: Vec<Seat>,
+    /// When all of them were last looked at.
+    swept: Instant,
 }
 
 impl Seats {
     const HELD_MAX: usize = 16;
+    /// How long a session that was ordered to end may outlive the order on a connection where others speak.
+    const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
     pub fn new(name: String) -> Self {
-        Seats { name, held: Mutex::default() }
+        Seats { name, held: Mutex::new(Held { seats: Vec::new(), swept: Instant::now() }) }
     }
 
     /// Calls `act` with the session of `device` on this connection, which begins if it has not yet.
@@ -125,8 +130,17 @@ impl Seats {
         act: impl FnOnce(&Gateway, &mut Client) -> T,
     ) -> Result<T, Reject> {
         let mut held = self.held.lock().await;
-        held.retain(|seat| !seat.is_ordered_to_close());
-        let index = match held.iter().position(|seat| seat.is_of(device.as_ref())) {
+        let Held { seats: held, swept } = &mut *held;
+        let now = Instant::now();
+        let mut index = held.iter().position(|seat| seat.is_of(device.as_ref()));
+        let is_over = index.and_then(|index| held.get(index)).is_some_and(Seat::is_ordered_to_close);
+        // Looking at every session with every request would cost more than the rest of its admission.
+        if is_over || now.saturating_duration_since(*swept) >= Self::SWEEP_EVERY {
+            *swept = now;
+            held.retain(|seat| !seat.is_ordered_to_close());
+            index = held.iter().position(|seat| seat.is_of(device.as_ref()));
+        }
+        let index = match index {
             Some(index) => index,
             None => {
                 if held.len() >= Self::HELD_MAX {
