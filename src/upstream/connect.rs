@@ -236,6 +236,6 @@ pub fn http2_builder() -> http2::Builder<TokioExecutor> {
 }
 
 /// The head of an answer, and what is read of its body at once.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How often a silent HTTP/2 connection is asked whether it is there, and how long that may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);

@@ -1,26 +1,29 @@
-//! One HTTP/1.1 connection that is driven by whoever uses it, not by a task of its own.
+//! One HTTP/1.1 connection to an upstream, driven by whoever uses it: no task, no channel, one read and one write for a small exchange.
 //!
-//! hyper's connection future is polled where the answer is waited for and where its body is read, so one proxied request costs one task and no wake-up
-//! between tasks. What hyper wakes while it is being polled is polled again at once instead of being scheduled. A link that is idle is polled by
-//! nobody; before it is used again one poll shows whether the peer has closed it.
+//! Promises: what is sent is what was asked for, with a length of our own saying; an answer that breaks off is an error; a request comes back unsent
+//! only if not one byte of it was taken. The request's body goes on being sent while its answer is read.
+//!
+//! Not here: what the bytes mean (`tidegate_http`), when a connection is used again (`pool`), who is asked again (`proxy`).
 
+use std::cell::RefCell;
 use std::fmt;
-use std::future::Future;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
-use bytes::Bytes;
-use http::{Request, Response};
+use bytes::{Buf, Bytes, BytesMut};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
-use portable_atomic::{AtomicBool, Ordering};
+use hyper::body::{Body, Frame, SizeHint};
+use tidegate_http::body::{Decoder, Length, Piece};
+use tidegate_http::request::write_head;
+use tidegate_http::response::{self, Head, Malformed};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
-use super::connect::{Open, Stream};
+use super::connect::{HEAD_BYTES_MAX, Open, Stream};
 use crate::timer::LazyTimer;
 
 /// Why a body ended early.
@@ -35,30 +38,14 @@ pub struct Upload {
     pub rest: ProxyBody,
 }
 
-/// The body that was to be sent failed.
-#[derive(Debug)]
-pub struct UploadFailed(BoxError);
-
-impl fmt::Display for UploadFailed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the request's body failed: {}", self.0)
-    }
-}
-
-impl std::error::Error for UploadFailed {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&*self.0)
-    }
-}
-
 impl Body for Upload {
     type Data = Bytes;
-    type Error = UploadFailed;
+    type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadFailed>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.first.take() {
             Some(frame) => Poll::Ready(Some(Ok(frame))),
-            None => Pin::new(&mut self.rest).poll_frame(cx).map_err(UploadFailed),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
         }
     }
 
@@ -88,8 +75,23 @@ pub fn with_read(mut rest: SizeHint, read: Option<&Frame<Bytes>>) -> SizeHint {
 
 /// See the module's documentation.
 pub struct Link {
-    sender: http1::SendRequest<Upload>,
-    engine: Engine,
+    stream: Stream,
+    /// What came and is not taken yet.
+    read: BytesMut,
+    out: Out,
+    /// What is still to be sent of a request.
+    upload: Option<Upload>,
+    /// Bytes of it, where its head has said how many.
+    upload_left: Option<u64>,
+    /// The trailers that its head has announced, in lower case; others are not passed on: nobody downstream expects them.
+    announced: Vec<String>,
+    /// Of the request under way.
+    method: Method,
+    answer: Decoder,
+    /// Whether the connection may be used again after this answer.
+    keep_alive: bool,
+    /// Why nothing more can be sent. An answer may have come before that.
+    broken: Option<io::Error>,
     timer: LazyTimer,
     _open: Open,
 }
@@ -98,140 +100,360 @@ pub struct Link {
 pub enum SendFault {
     /// Nothing of the request was sent; here it is.
     Unsent(Box<Request<Upload>>),
-    /// The connection broke, or what came was not HTTP.
-    Broken(hyper::Error),
+    Broken(Fault),
     /// The deadline passed.
     Timeout,
 }
 
+/// What ends a connection.
+#[derive(Debug)]
+pub enum Fault {
+    Io(io::Error),
+    /// What came is not HTTP, or can be read in two ways.
+    Malformed(&'static str),
+    /// It was closed before the answer began.
+    Closed,
+    /// The body that was to be sent failed: the asker's fault.
+    Upload(BoxError),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Io(error) => write!(f, "connection error: {error}"),
+            Fault::Malformed(what) => write!(f, "malformed answer: {what}"),
+            Fault::Closed => f.write_str("the connection was closed before an answer came"),
+            Fault::Upload(error) => write!(f, "the request's body failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Fault::Io(error) => Some(error),
+            Fault::Upload(error) => Some(&**error),
+            Fault::Malformed(_) | Fault::Closed => None,
+        }
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(Malformed(what): Malformed) -> Self {
+        Fault::Malformed(what)
+    }
+}
+
 impl Link {
-    pub fn new(
-        sender: http1::SendRequest<Upload>,
-        connection: http1::Connection<TokioIo<Stream>, Upload>,
-        open: Open,
-    ) -> Self {
-        let relay = Arc::new(Relay::default());
-        let waker = Waker::from(relay.clone());
-        let engine = Engine { connection, relay, waker, ended: false };
-        Link { sender, engine, timer: LazyTimer::default(), _open: open }
+    pub fn new(stream: Stream, open: Open) -> Self {
+        Link {
+            stream,
+            read: BytesMut::new(),
+            out: Out::default(),
+            upload: None,
+            upload_left: None,
+            announced: Vec::new(),
+            method: Method::GET,
+            answer: Decoder::new(Length::Exactly(0)),
+            keep_alive: true,
+            broken: None,
+            timer: LazyTimer::default(),
+            _open: open,
+        }
     }
 
-    /// Whether an idle connection can take a request. Looks only if something has happened to it.
+    /// Whether an idle connection can take a request: a peer that has closed it, or says what nobody asked for, is found out here.
     pub fn is_usable(&mut self) -> bool {
-        (!self.is_disturbed() || self.settle()) && self.sender.is_ready()
+        self.is_at_rest() && self.poll_read(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
-    /// Lets a connection whose answer has been read come to rest; false: it has ended.
-    pub fn settle(&mut self) -> bool {
-        let _: Poll<()> = self.engine.run(&mut Context::from_waker(Waker::noop()), |_| Poll::Pending);
-        !self.engine.ended && self.sender.is_ready()
+    /// Whether the last request was sent and answered as a whole, and the connection is to be kept.
+    pub fn is_at_rest(&self) -> bool {
+        self.keep_alive && self.broken.is_none() && self.answer.is_ended() && self.is_sent() && self.read.is_empty()
     }
 
-    fn is_disturbed(&self) -> bool {
-        self.engine.relay.again.load(Ordering::Relaxed)
-    }
-
-    /// Sends a request in origin-form and waits for the answer's head.
+    /// Sends a request in origin-form and waits for the answer's head. Its body is then to be read with [`Link::poll_body`].
     ///
     /// # Cancel safety
     /// Dropped, the request may have been sent; the link has to be dropped with it.
-    pub async fn send(&mut self, request: Request<Upload>, deadline: Instant) -> Result<Response<Incoming>, SendFault> {
-        let mut answer = pin!(self.sender.try_send_request(request));
-        let (engine, timer) = (&mut self.engine, &mut self.timer);
-        let answered = std::future::poll_fn(|cx| match engine.run(cx, |cx| answer.as_mut().poll(cx)) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending => timer.poll_past(cx, deadline.into()).map(|()| None),
+    pub async fn send(&mut self, request: Request<Upload>, deadline: Instant) -> Result<Response<()>, SendFault> {
+        let (parts, mut upload) = request.into_parts();
+        let length = upload.size_hint().exact().map_or(Length::Chunked, Length::Exactly);
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        write_head(&mut self.out.head, &parts.method, target, &parts.headers, length);
+        self.method = parts.method.clone();
+        self.upload_left = upload.size_hint().exact();
+        self.announced.clear();
+        let names = parts.headers.get_all(TRAILER).iter().filter_map(|names| names.to_str().ok());
+        self.announced.extend(names.flat_map(|names| names.split(',')).map(|name| name.trim().to_ascii_lowercase()));
+        // What has been read already leaves with the head.
+        let first = upload.first.take();
+        let begun = match first.as_ref().and_then(Frame::data_ref) {
+            Some(data) => self.put(data.clone()),
+            None => Ok(()),
+        };
+        begun.map_err(SendFault::Broken)?;
+        let written = std::future::poll_fn(|cx| match self.out.poll_once(&mut self.stream, cx) {
+            Poll::Ready(written) => Poll::Ready(Some(written)),
+            Poll::Pending => self.timer.poll_past(cx, deadline.into()).map(|()| None),
         });
-        match answered.await {
-            Some(Ok(response)) => Ok(response),
-            Some(Err(mut error)) => Err(match error.take_message() {
-                Some(request) => SendFault::Unsent(Box::new(request)),
-                None => SendFault::Broken(error.into_error()),
-            }),
-            None => Err(SendFault::Timeout),
+        match written.await {
+            Some(Ok(())) => {}
+            Some(Err(_)) => {
+                upload.first = first;
+                return Err(SendFault::Unsent(Box::new(Request::from_parts(parts, upload))));
+            }
+            None => return Err(SendFault::Timeout),
+        }
+        // Trailers that came first are still to be sent.
+        upload.first = first.filter(|frame| !frame.is_data());
+        let is_over = self.upload_left == Some(0) && upload.is_end_stream();
+        self.upload = (!is_over).then_some(upload);
+        drop(parts);
+        let answered = std::future::poll_fn(|cx| match self.poll_head(cx) {
+            Poll::Ready(head) => Poll::Ready(Some(head)),
+            Poll::Pending => self.timer.poll_past(cx, deadline.into()).map(|()| None),
+        });
+        let head = match answered.await {
+            Some(Ok(head)) => head,
+            Some(Err(fault)) => return Err(SendFault::Broken(fault)),
+            None => return Err(SendFault::Timeout),
+        };
+        self.answer = Decoder::new(head.length);
+        self.keep_alive = head.keep_alive;
+        let mut response = Response::new(());
+        *response.status_mut() = head.status;
+        *response.version_mut() = head.version;
+        *response.headers_mut() = head.headers;
+        Ok(response)
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Head, Fault>> {
+        self.upload(cx)?;
+        let mut interim = 0;
+        let mut parse = true;
+        loop {
+            let head = if parse { response::take_head(&mut self.read, &self.method)? } else { None };
+            match head {
+                Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                    return Poll::Ready(Err(Fault::Malformed("another protocol, unasked")));
+                }
+                // RFC 9110 section 15.2: more of them may come than are of use to anybody.
+                Some(head) if head.status.is_informational() => {
+                    interim += 1;
+                    if interim > INTERIM_MAX {
+                        return Poll::Ready(Err(Fault::Malformed("interim answers without end")));
+                    }
+                    continue;
+                }
+                Some(head) => return Poll::Ready(Ok(head)),
+                None if self.read.len() >= HEAD_BYTES_MAX => {
+                    return Poll::Ready(Err(Fault::Malformed("a head that is too large")));
+                }
+                None => {}
+            }
+            let before = self.read.len();
+            match ready!(self.poll_read(cx)) {
+                Ok(0) => return Poll::Ready(Err(self.broken.take().map_or(Fault::Closed, Fault::Io))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(Fault::Io(error))),
+            }
+            // A head that comes byte by byte is not parsed with every one of them.
+            parse = self.read.get(before..).is_some_and(|came| came.contains(&b'\n'));
         }
     }
 
-    /// The next frame of an answer that came over this link.
-    pub fn poll_body(
-        &mut self,
-        body: &mut Incoming,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        self.engine.run(cx, |cx| Pin::new(&mut *body).poll_frame(cx))
+    /// The next frame of the answer's body; None at its end.
+    pub fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        if let Err(fault) = self.upload(cx) {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        loop {
+            match self.answer.next(&mut self.read) {
+                Ok(Piece::Data(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Ok(Piece::Trailers(trailers)) => return Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Ok(Piece::End) => return Poll::Ready(None),
+                Ok(Piece::Wanting) => {}
+                Err(malformed) => return Poll::Ready(Some(Err(malformed.into()))),
+            }
+            let ended = match ready!(self.poll_read(cx)) {
+                Ok(0) => self.answer.close().map_err(Fault::from),
+                Ok(_) => continue,
+                Err(error) => Err(Fault::Io(error)),
+            };
+            return Poll::Ready(ended.err().map(Err));
+        }
     }
-}
 
-/// The connection, and how it is polled.
-struct Engine {
-    connection: http1::Connection<TokioIo<Stream>, Upload>,
-    relay: Arc<Relay>,
-    /// Wakes through `relay`.
-    waker: Waker,
-    ended: bool,
-}
+    /// Whether all of the answer's body has been taken.
+    pub fn is_answered(&self) -> bool {
+        self.answer.is_ended()
+    }
 
-impl Engine {
-    /// Moves bytes and asks for what is waited for, in turn, until it is there or nothing moves.
-    ///
-    /// What is wrong with the connection is told to whoever waits for an answer or a body.
-    fn run<T>(&mut self, cx: &mut Context<'_>, mut ask: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
-        self.relay.wake_through(cx.waker());
-        self.relay.driving.store(true, Ordering::SeqCst);
-        let mut inner = Context::from_waker(&self.waker);
-        let mut asked = Poll::Pending;
-        for _ in 0..ROUNDS_MAX {
-            self.relay.again.store(false, Ordering::SeqCst);
-            self.ended = self.ended || Pin::new(&mut self.connection).poll(&mut inner).is_ready();
-            asked = ask(&mut inner);
-            if asked.is_ready() || self.ended || !self.relay.again.load(Ordering::SeqCst) {
-                break;
+    /// What is left of the answer's body.
+    pub fn size_hint(&self) -> SizeHint {
+        self.answer.left().map_or_else(SizeHint::new, SizeHint::with_exact)
+    }
+
+    /// Sends what can be sent now.
+    fn upload(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
+        while self.broken.is_none() {
+            match self.out.poll_all(&mut self.stream, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.upload = None;
+                    self.broken = Some(error);
+                    break;
+                }
+                Poll::Pending => break,
+            }
+            let Some(upload) = &mut self.upload else { break };
+            match Pin::new(upload).poll_frame(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.put(data)?,
+                    Err(frame) => self.end_upload(frame.into_trailers().ok())?,
+                },
+                Poll::Ready(None) => self.end_upload(None)?,
+                Poll::Ready(Some(Err(error))) => return Err(Fault::Upload(error)),
             }
         }
-        self.relay.driving.store(false, Ordering::SeqCst);
-        if asked.is_pending() && !self.ended && self.relay.again.load(Ordering::SeqCst) {
-            // It could go on, but others want to run (the runtime's budget for this task may be used up), or somebody else has just woken us.
-            self.relay.tell();
+        Ok(())
+    }
+
+    fn is_sent(&self) -> bool {
+        self.out.is_empty() && (self.upload.is_none() || self.upload_left == Some(0))
+    }
+
+    /// Puts a piece of the request's body behind what is to be sent.
+    fn put(&mut self, data: Bytes) -> Result<(), Fault> {
+        if data.is_empty() {
+            return Ok(());
         }
-        asked
+        match &mut self.upload_left {
+            Some(left) => {
+                *left = left.checked_sub(data.len() as u64).ok_or_else(|| Fault::Upload(WRONG_LENGTH.into()))?;
+            }
+            None => self.out.head.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes()),
+        }
+        let tail: &[u8] = if self.upload_left.is_none() { b"\r\n" } else { b"" };
+        if data.len() <= COPIED_BYTES_MAX {
+            self.out.head.extend_from_slice(&data);
+            self.out.head.extend_from_slice(tail);
+        } else {
+            self.out.data = data;
+            self.out.tail = tail;
+        }
+        Ok(())
+    }
+
+    fn end_upload(&mut self, trailers: Option<HeaderMap>) -> Result<(), Fault> {
+        self.upload = None;
+        match self.upload_left {
+            Some(0) => return Ok(()),
+            Some(_) => return Err(Fault::Upload(WRONG_LENGTH.into())),
+            None => {}
+        }
+        let out = &mut self.out.head;
+        out.extend_from_slice(b"0\r\n");
+        for (name, value) in trailers.iter().flatten() {
+            // RFC 9110 section 6.5.1: what frames, routes or authenticates comes before a body or not at all.
+            let is_announced = self.announced.iter().any(|announced| name == announced.as_str());
+            if !is_announced || [CONTENT_LENGTH, TRANSFER_ENCODING, HOST, TRAILER, AUTHORIZATION].contains(name) {
+                continue;
+            }
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+        Ok(())
+    }
+
+    /// Reads what has come; 0 is the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let expected = usize::try_from(self.answer.expected()).unwrap_or(usize::MAX);
+        if expected >= DIRECT_BYTES_MIN {
+            self.read.reserve(expected.min(DIRECT_BYTES_MAX));
+            return poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read);
+        }
+        // Most answers are small: a buffer that all connections of a worker share, and a copy of what came, keep an idle connection small.
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(SCRATCH_BYTES, 0);
+            let mut came = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut came))?;
+            self.read.extend_from_slice(came.filled());
+            Poll::Ready(Ok(came.filled().len()))
+        })
     }
 }
 
-/// Polls of a connection in a row before others get their turn.
-const ROUNDS_MAX: u32 = 4;
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
-/// Passes wake-ups on to whoever drives the link, and only notes those that come while it is being driven.
+/// What is to be written, in this order.
 #[derive(Default)]
-struct Relay {
-    driving: AtomicBool,
-    again: AtomicBool,
-    driver: Mutex<Option<Waker>>,
+struct Out {
+    /// Heads, chunk sizes, small pieces of bodies.
+    head: Vec<u8>,
+    /// Of these, what has been written.
+    at: usize,
+    /// One large piece.
+    data: Bytes,
+    tail: &'static [u8],
 }
 
-impl Relay {
-    fn wake_through(&self, waker: &Waker) {
-        let mut driver = self.driver.lock();
-        if !driver.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            *driver = Some(waker.clone());
-        }
+impl Out {
+    fn is_empty(&self) -> bool {
+        self.at == self.head.len() && self.data.is_empty() && self.tail.is_empty()
     }
 
-    fn tell(&self) {
-        if let Some(driver) = &*self.driver.lock() {
-            driver.wake_by_ref();
+    /// Writes once.
+    fn poll_once(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let head = self.head.get(self.at..).unwrap_or_default();
+        let stream = Pin::new(stream);
+        let written = if self.data.is_empty() && self.tail.is_empty() {
+            ready!(stream.poll_write(cx, head))?
+        } else {
+            ready!(
+                stream
+                    .poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(&self.data), IoSlice::new(self.tail)])
+            )?
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        let of_head = written.min(head.len());
+        let of_data = (written - of_head).min(self.data.len());
+        self.at += of_head;
+        self.data.advance(of_data);
+        self.tail = self.tail.get(written - of_head - of_data..).unwrap_or_default();
+        if self.at == self.head.len() {
+            self.at = 0;
+            self.head.clear();
+            self.head.shrink_to(HEAD_BYTES_KEPT);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes everything, and sees it off.
+    fn poll_all(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            ready!(self.poll_once(stream, cx))?;
+        }
+        Pin::new(stream).poll_flush(cx)
     }
 }
 
-impl Wake for Relay {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.again.store(true, Ordering::SeqCst);
-        if !self.driving.load(Ordering::SeqCst) {
-            self.tell();
-        }
-    }
-}
+/// 1xx answers before the one that counts.
+const INTERIM_MAX: u32 = 16;
+const WRONG_LENGTH: &str = "its length is not what its head says";
+/// Smaller pieces of a body are copied behind the head: one buffer is cheaper to write than two.
+const COPIED_BYTES_MAX: usize = 2048;
+/// Room for a head that a connection keeps.
+const HEAD_BYTES_KEPT: usize = 4096;
+/// An answer's body with at least so much to come is read without a copy, so much at once.
+const DIRECT_BYTES_MIN: usize = 16 << 10;
+const DIRECT_BYTES_MAX: usize = 64 << 10;
+const SCRATCH_BYTES: usize = 16 << 10;

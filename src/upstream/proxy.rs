@@ -5,7 +5,7 @@
 //! endpoint that has not failed it, within the retry budget; an answer that breaks off is an error to whoever reads it, never a shorter answer.
 //!
 //! Cost of a request on a connection in use: one short lock for the balancer, one for the pool, no task, no timer operation, two allocations (the
-//! answer's body and hyper's channel for its head).
+//! answer's body and the buffer for what was read).
 //!
 //! Not here: which requests come here, and what headers they have (`listener`).
 
@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use super::chooser::{Chooser, Meters};
 use super::connect::{Dial, Open, http1_builder, http2_builder};
-use super::link::{BoxError, Link, ProxyBody, SendFault, Upload, with_read};
+use super::link::{BoxError, Fault as LinkFault, Link, ProxyBody, SendFault, Upload, with_read};
 use super::pool::{Lease, Pool, Queue, Room, Seat};
 use super::{Config, Upstream, connect};
 use crate::balance::{Balancer, EndpointIndex, Outcome, State};
@@ -297,7 +297,12 @@ impl Lane {
                         let why = "the connection closed at once".to_owned();
                         return Err(Failed { fault: Fault::Unreachable, why, again: Some(unsent) });
                     }
-                    Err(SendFault::Broken(error)) => return Err(Failed::broken(&error, copy)),
+                    Err(SendFault::Broken(fault)) => {
+                        // The body that we were given failed, not the connection.
+                        let is_ours = !matches!(fault, LinkFault::Upload(_));
+                        let blamed = if is_ours { Fault::Unreachable } else { Fault::RequestBody };
+                        return Err(Failed { fault: blamed, why: fault.to_string(), again: copy.filter(|_| is_ours) });
+                    }
                     Err(SendFault::Timeout) => return Err(Failed::timeout(copy)),
                 },
                 Connection::Http2(mut sender) => {
@@ -369,10 +374,10 @@ impl Lane {
         tasks: &Tasks,
     ) -> Result<Connection, connect::Fault> {
         let (stream, http2) = dial.stream().await?;
-        let io = TokioIo::new(stream);
         let open = Open::count(&self.config.name);
         if http2 {
-            let (sender, connection) = http2_builder().handshake(io).await.map_err(connect::Fault::Broken)?;
+            let (sender, connection) =
+                http2_builder().handshake(TokioIo::new(stream)).await.map_err(connect::Fault::Broken)?;
             tasks.spawn("upstream-connection", async move {
                 let _held = (open, seat);
                 // Whoever waits for an answer is told why there is none.
@@ -380,8 +385,7 @@ impl Lane {
             });
             return Ok(Connection::Http2(self.pool.keep_http2(to.0, sender)));
         }
-        let (sender, connection) = http1_builder().handshake(io).await.map_err(connect::Fault::Broken)?;
-        Ok(Connection::Http1 { lease: seat.lease(Link::new(sender, connection, open)), reused: false })
+        Ok(Connection::Http1 { lease: seat.lease(Link::new(stream, open)), reused: false })
     }
 
     /// Sends a request that asks for another protocol, over a connection of its own which a task drives: afterwards the connection is the asker's.
@@ -442,15 +446,14 @@ impl Lane {
     async fn stream(self: &Arc<Self>, head: Head, report: Option<Report>) -> Response<ProxyBody> {
         match head {
             Head::Http1 { response, lease, endpoint } => {
-                let (parts, body) = response.into_parts();
-                let mut download = Download { body, lease: Some(lease), lane: self.clone(), endpoint, report };
+                let mut download = Download { lease: Some(lease), lane: self.clone(), endpoint, report };
                 let first = std::future::poll_fn(|cx| Poll::Ready(download.poll_first(cx))).await;
                 let body = match first {
                     First::Whole(None) => empty(),
                     First::Whole(Some(data)) => ProxyBody::new(Full::new(data).map_err(|never| match never {})),
                     First::More(frame) => ProxyBody::new(Begun { first: frame, rest: download }),
                 };
-                Response::from_parts(parts, body)
+                response.map(|()| body)
             }
             Head::Http2(response) => response.map(|body| ProxyBody::new(Tracked { body, report })),
         }
@@ -460,7 +463,7 @@ impl Lane {
 /// An answer whose body is still to come.
 enum Head {
     Http1 {
-        response: Response<Incoming>,
+        response: Response<()>,
         lease: Box<Lease>,
         endpoint: usize,
     },
@@ -471,7 +474,8 @@ enum Head {
 impl Head {
     fn status(&self) -> StatusCode {
         match self {
-            Head::Http1 { response, .. } | Head::Http2(response) => response.status(),
+            Head::Http1 { response, .. } => response.status(),
+            Head::Http2(response) => response.status(),
         }
     }
 }
@@ -537,7 +541,7 @@ fn empty() -> ProxyBody {
 
 /// The body of an answer over a link; gives the link back when it is at its end.
 struct Download {
-    body: Incoming,
+    /// None: the body has ended.
     lease: Option<Box<Lease>>,
     lane: Arc<Lane>,
     endpoint: usize,
@@ -554,8 +558,7 @@ enum First {
 impl Download {
     /// Looks for a body that came with its head: most do, and need nothing further.
     fn poll_first(&mut self, cx: &mut Context<'_>) -> First {
-        if self.body.is_end_stream() {
-            self.finish();
+        if self.finish() {
             return First::Whole(None);
         }
         match self.poll_next(cx) {
@@ -571,46 +574,41 @@ impl Download {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Some(lease) = &mut self.lease else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = lease.link.poll_body(&mut self.body, cx) else { return Poll::Pending };
-        match frame {
-            Some(Ok(frame)) => {
-                if self.body.is_end_stream() {
-                    self.finish();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
+        match std::task::ready!(lease.link.poll_body(cx)) {
+            Some(Err(fault)) => {
                 if let Some(report) = &mut self.report {
                     report.outcome = Outcome::Failure;
                 }
                 self.lease = None;
                 self.report = None;
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(fault.into())))
             }
-            None => {
+            frame => {
                 self.finish();
-                Poll::Ready(None)
+                Poll::Ready(frame.map(|frame| frame.map_err(BoxError::from)))
             }
         }
     }
 
-    /// The body is whole: the link can take the next request, unless the peer or we have closed it.
-    fn finish(&mut self) {
-        if let Some(mut lease) = self.lease.take()
-            && lease.link.settle()
-        {
+    /// Once the body is whole, the link can take the next request, unless the peer wants to close it or has not had all of this one. False: it is not.
+    fn finish(&mut self) -> bool {
+        let Some(lease) = self.lease.take_if(|lease| lease.link.is_answered()) else { return self.lease.is_none() };
+        if lease.link.is_at_rest() {
             self.lane.pool.put(self.endpoint, lease, Instant::now());
         }
         self.report = None;
+        true
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lease.as_ref().map_or_else(|| SizeHint::with_exact(0), |lease| lease.link.size_hint())
     }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
         // Whoever knows the length does not read to the end of the stream.
-        if self.lease.is_some() && self.body.is_end_stream() {
-            self.finish();
-        }
+        self.finish();
     }
 }
 
@@ -632,12 +630,12 @@ impl Body for Begun {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.rest.body.is_end_stream()
+        self.first.is_none() && self.rest.lease.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
         let frame = self.first.as_ref().and_then(|frame| frame.as_ref().ok());
-        with_read(self.rest.body.size_hint(), frame)
+        with_read(self.rest.size_hint(), frame)
     }
 }
 

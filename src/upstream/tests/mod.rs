@@ -3,6 +3,7 @@
 mod backend;
 mod forwarding;
 mod proxying;
+mod raw;
 mod secure;
 mod wire;
 

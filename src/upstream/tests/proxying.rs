@@ -21,12 +21,12 @@ use super::super::{Answer, BoxError, Fault, Proxy, ProxyBody};
 use super::backend::{Backend, Mood};
 use super::{Tasks, Upstreams, upstream, wait_until};
 
-fn proxy(urls: &[String], more: Value) -> (Proxy, Upstreams) {
+pub fn proxy(urls: &[String], more: Value) -> (Proxy, Upstreams) {
     let upstreams = Upstreams::new(&[upstream(urls, more)]).unwrap();
     (upstreams.proxy(&Tasks::default()), upstreams)
 }
 
-fn soon() -> Instant {
+pub fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
 }
 
@@ -34,17 +34,17 @@ fn full(text: &str) -> ProxyBody {
     ProxyBody::new(Full::new(Bytes::from(text.to_owned())).map_err(|never| match never {}))
 }
 
-fn request(method: Method, path: &str, body: &str) -> Request<ProxyBody> {
+pub fn request(method: Method, path: &str, body: &str) -> Request<ProxyBody> {
     let body = full(body);
     Request::builder().method(method).uri(path).body(body).unwrap()
 }
 
-async fn text(answer: Answer) -> Result<String, BoxError> {
+pub async fn text(answer: Answer) -> Result<String, BoxError> {
     let body = answer.response.into_body().collect().await?;
     Ok(String::from_utf8(body.to_bytes().to_vec()).unwrap())
 }
 
-async fn ask(proxy: &Proxy, method: Method, path: &str, body: &str) -> Result<(u16, String), Fault> {
+pub async fn ask(proxy: &Proxy, method: Method, path: &str, body: &str) -> Result<(u16, String), Fault> {
     let answer = proxy.exchange("cloud", 0, request(method, path, body), soon()).await?;
     let status = answer.response.status().as_u16();
     Ok((status, text(answer).await.unwrap()))
