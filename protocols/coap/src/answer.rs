@@ -103,7 +103,7 @@ impl Endpoint {
             return true;
         }
         let exponent = self.exponent_of(asked);
-        let Ok((piece, block2)) = slice(asked.block2, exponent, response) else {
+        let Ok((piece, block2)) = slice(asked.block2, exponent, 16 << exponent, response) else {
             // The asked block lies behind the end.
             self.finish(now, &without_blocks(asked), &Response::new(Code::BAD_REQUEST), None);
             return false;
@@ -229,15 +229,15 @@ impl Endpoint {
     }
 }
 
-/// The part of an answer's payload that goes out now, and its Block2 when that is not all. An error when the asked block lies behind the end
-/// (RFC 7959 section 2.4).
+/// The part of an answer's payload that goes out now, at most `size` bytes in blocks of `exponent`, and its Block2 when that is not all. An error when
+/// the asked block lies behind the end (RFC 7959 section 2.4).
 pub(crate) fn slice<'r>(
     asked: Option<Block>,
     exponent: u8,
+    size: usize,
     response: &Response<'r>,
 ) -> Result<(&'r [u8], Option<Block>), ()> {
     let payload = response.payload;
-    let size = 16usize << exponent;
     // A diagnostic longer than a block is cut: nobody fetches the rest of an error.
     if !response.code.is_success() {
         return Ok((payload.get(..size).unwrap_or(payload), None));
@@ -251,7 +251,8 @@ pub(crate) fn slice<'r>(
         return Err(());
     }
     let end = payload.len().min(offset + size);
-    let block = Block { number: (offset / size) as u32, more: end < payload.len(), exponent };
+    let mut block = Block { number: 0, more: end < payload.len(), exponent };
+    block.number = (offset / block.bytes()) as u32;
     Ok((payload.get(offset..end).unwrap_or_default(), Some(block)))
 }
 

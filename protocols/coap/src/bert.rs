@@ -91,25 +91,8 @@ pub(crate) fn fits(block: Block, bytes: usize) -> bool {
     }
 }
 
-/// The part of an answer's payload that goes out in one message with room for `room_bytes` of it, as [`crate::answer::slice`] does for single blocks.
-pub(crate) fn slice<'r>(
-    asked: Option<Block>,
-    room_bytes: usize,
-    response: &Response<'r>,
-) -> Result<(&'r [u8], Option<Block>), ()> {
-    let payload = response.payload;
-    let size = (room_bytes / BLOCK_BYTES).max(1) * BLOCK_BYTES;
-    if !response.code.is_success() {
-        return Ok((payload.get(..size).unwrap_or(payload), None));
-    }
-    let offset = asked.map_or(0, Block::offset);
-    if offset > 0 && offset >= payload.len() {
-        return Err(());
-    }
-    let end = payload.len().min(offset + size);
-    let block = Block { number: (offset / BLOCK_BYTES) as u32, more: end < payload.len(), exponent: Block::BERT };
-    Ok((payload.get(offset..end).unwrap_or_default(), Some(block)))
+/// What a message with room for `bytes` takes of a body: whole blocks.
+pub(crate) const fn size_within(bytes: usize) -> usize {
+    const BLOCK_BYTES: usize = 1024;
+    if bytes < BLOCK_BYTES { BLOCK_BYTES } else { bytes / BLOCK_BYTES * BLOCK_BYTES }
 }
-
-/// What a block of BERT counts.
-const BLOCK_BYTES: usize = 1024;

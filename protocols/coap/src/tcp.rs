@@ -482,11 +482,12 @@ impl Connection {
         let sliced = match asked.block2 {
             None if whole => Ok((response.payload, None)),
             block2 if peer_berts && block2.is_none_or(|block| block.exponent == Block::BERT) => {
-                bert::slice(block2, room_bytes, response)
+                slice(block2, Block::BERT, bert::size_within(room_bytes), response)
             }
             block2 => {
                 let fits = Block::exponent_for(room_bytes);
-                slice(block2, block2.map_or(fits, |b| b.exponent.min(fits)), response)
+                let exponent = block2.map_or(fits, |block| block.exponent.min(fits));
+                slice(block2, exponent, 16 << exponent, response)
             }
         };
         let (response, piece, block2) = match sliced {
