@@ -61,6 +61,25 @@ pub enum Reply {
     },
 }
 
+/// By what the engine is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Udp,
+    Tcp,
+    Tls,
+}
+
+impl Transport {
+    /// Of the URIs of those who ask.
+    const fn scheme(self) -> &'static str {
+        match self {
+            Transport::Udp => "coap",
+            Transport::Tcp => "coap+tcp",
+            Transport::Tls => "coaps+tcp",
+        }
+    }
+}
+
 /// See the module's documentation.
 pub struct Service {
     gateway: Arc<Gateway>,
@@ -74,9 +93,7 @@ pub struct Service {
     completion: Arc<dyn Completion>,
     /// Whom the transport itself has authenticated (a TLS certificate).
     presumed: Option<Arc<Device>>,
-    is_tls: bool,
-    /// Of the URIs of those who ask.
-    scheme: &'static str,
+    transport: Transport,
     /// Requests whose success is 2.02.
     removals: HashSet<u64>,
     /// Observers whose observation has ended on our side, with the last word to them.
@@ -106,8 +123,7 @@ impl Service {
             completion: outbox.clone(),
             outbox,
             presumed: None,
-            is_tls: false,
-            scheme: "coap",
+            transport: Transport::Udp,
             devices: Devices::default(),
             removals: HashSet::new(),
             ended: Vec::new(),
@@ -121,13 +137,13 @@ impl Service {
 
     /// The same over a connection.
     pub fn over_tcp(mut self) -> Self {
-        self.scheme = "coap+tcp";
+        self.transport = Transport::Tcp;
         self
     }
 
     /// The same behind TLS, where a certificate may already have said who asks.
     pub fn behind_tls(mut self, presumed: Option<Arc<Device>>) -> Self {
-        (self.presumed, self.is_tls, self.scheme) = (presumed, true, "coaps+tcp");
+        (self.presumed, self.transport) = (presumed, Transport::Tls);
         self
     }
 

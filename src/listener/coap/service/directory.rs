@@ -155,7 +155,7 @@ impl Service {
 
     fn base(&self, peer: SocketAddr) -> String {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        format!("{}://{peer}", self.scheme)
+        format!("{}://{peer}", self.transport.scheme())
     }
 }
 

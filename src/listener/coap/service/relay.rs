@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use tidegate_coap::Request;
 
-use super::{Moment, Reply, Service};
+use super::{Moment, Reply, Service, Transport};
 use crate::gateway::{BodySize, Kept, Route, RouteAuth, Visit, canonical_path};
 use crate::listener::Relayed;
 use crate::listener::coap::answer::Answer;
@@ -57,7 +57,7 @@ impl Service {
             route,
             request: mapped,
             peer: request.peer.ip(),
-            is_tls: self.is_tls,
+            is_tls: self.transport == Transport::Tls,
             host,
             device,
             kept,
