@@ -23,6 +23,8 @@ pub struct Head {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
+/// `Via`, a request id, what is left of a rate.
+const ADDED_ON_THE_WAY: usize = 4;
 /// Header lines of one answer.
 pub const HEADERS_MAX: usize = 100;
 
@@ -54,7 +56,8 @@ pub fn take_head(buffer: &mut BytesMut, method: &Method) -> Result<Option<Head>,
         places.push((name, from, from.wrapping_add(line.value.len())));
     }
     let head: Bytes = buffer.split_to(bytes).freeze();
-    let mut headers = HeaderMap::with_capacity(places.len());
+    // What a gateway adds to them finds room.
+    let mut headers = HeaderMap::with_capacity(places.len() + ADDED_ON_THE_WAY);
     for (name, from, to) in places {
         // An empty value may stand anywhere.
         let value = if from < to && to <= head.len() { head.slice(from..to) } else { Bytes::new() };
