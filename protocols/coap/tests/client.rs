@@ -2,31 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod scripted;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tidegate_coap::client::{Call, CallError, CallId, CallsFull};
 use tidegate_coap::option::number;
 use tidegate_coap::tcp::{self, Connection};
-use tidegate_coap::{Builder, Code, Config, Endpoint, Event, Kind, MessageView, Received};
+use tidegate_coap::{Builder, Code, Config, Endpoint, Event, Kind, Received};
 
-/// A message as the device reads it.
-#[derive(Clone, Debug)]
-struct Message {
-    kind: Kind,
-    code: Code,
-    message_id: u16,
-    token: Vec<u8>,
-    options: Vec<(u16, Vec<u8>)>,
-    payload: Vec<u8>,
-}
-
-impl Message {
-    fn option(&self, number: u16) -> Option<u64> {
-        let value = self.options.iter().find(|(n, _)| *n == number)?;
-        tidegate_coap::option::uint(&value.1)
-    }
-}
+use scripted::Message;
 
 /// A reply as the application reads it: call, code, payload, whether more will come.
 type Got = (CallId, Code, Vec<u8>, bool);
@@ -63,26 +49,19 @@ impl Bench {
     fn sent(&mut self) -> Vec<Message> {
         let mut batch = Default::default();
         self.endpoint.swap_batch(&mut batch);
-        batch.iter().map(|(_, bytes)| read(bytes)).collect()
+        batch.iter().map(|(_, bytes)| Message::read(bytes)).collect()
     }
 
     fn one(&mut self) -> Message {
-        let mut sent = self.sent();
-        assert_eq!(sent.len(), 1, "{sent:?}");
-        sent.remove(0)
+        scripted::one(self.sent())
     }
 
     fn events(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.endpoint.poll_event()).collect()
+        scripted::events(&mut self.endpoint)
     }
 
     fn advance(&mut self, by: Duration) {
-        let end = self.now + by;
-        while let Some(at) = self.endpoint.next_timeout().filter(|at| *at <= end) {
-            self.now = at.max(self.now);
-            self.endpoint.handle_timeout(self.now);
-        }
-        self.now = end;
+        scripted::advance(&mut self.endpoint, &mut self.now, by);
     }
 
     /// The device answers.
@@ -114,18 +93,6 @@ impl Bench {
 
     fn empty(&mut self, kind: Kind, message_id: u16) {
         assert_eq!(self.give(kind, Code::EMPTY, message_id, &[], &[], &[]), None);
-    }
-}
-
-fn read(datagram: &[u8]) -> Message {
-    let view = MessageView::parse(datagram).expect("we send well-formed messages");
-    Message {
-        kind: view.kind,
-        code: view.contents.code,
-        message_id: view.message_id,
-        token: view.contents.token.to_vec(),
-        options: view.contents.options().map(|(n, v)| (n, v.to_vec())).collect(),
-        payload: view.contents.payload.to_vec(),
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod scripted;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -9,39 +11,11 @@ use bytes::Bytes;
 use tidegate_coap::endpoint::Delivery;
 use tidegate_coap::option::number;
 use tidegate_coap::{
-    Block, Builder, Code, Config, Endpoint, Event, GoneReason, Handle, Kind, MessageView, Notification, NotifyError,
-    Observe, ObserverId, Output, Received, Response,
+    Block, Builder, Code, Config, Endpoint, Event, GoneReason, Handle, Kind, Notification, NotifyError, Observe,
+    ObserverId, Output, Received, Response,
 };
 
-/// A message as the peer reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Message {
-    kind: Kind,
-    code: Code,
-    message_id: u16,
-    token: Vec<u8>,
-    options: Vec<(u16, Vec<u8>)>,
-    payload: Vec<u8>,
-}
-
-impl Message {
-    fn read(datagram: &[u8]) -> Self {
-        let view = MessageView::parse(datagram).expect("we send well-formed messages");
-        Message {
-            kind: view.kind,
-            code: view.contents.code,
-            message_id: view.message_id,
-            token: view.contents.token.to_vec(),
-            options: view.contents.options().map(|(n, v)| (n, v.to_vec())).collect(),
-            payload: view.contents.payload.to_vec(),
-        }
-    }
-
-    fn option(&self, number: u16) -> Option<u64> {
-        let value = self.options.iter().find(|(n, _)| *n == number)?;
-        tidegate_coap::option::uint(&value.1)
-    }
-}
+use scripted::Message;
 
 /// What the application got.
 #[derive(Clone, Debug)]
@@ -122,22 +96,15 @@ impl Bench {
     }
 
     fn one(&mut self) -> Message {
-        let mut sent = self.sent();
-        assert_eq!(sent.len(), 1, "{sent:?}");
-        sent.remove(0)
+        scripted::one(self.sent())
     }
 
     fn events(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.endpoint.poll_event()).collect()
+        scripted::events(&mut self.endpoint)
     }
 
     fn advance(&mut self, by: Duration) {
-        let end = self.now + by;
-        while let Some(at) = self.endpoint.next_timeout().filter(|at| *at <= end) {
-            self.now = at.max(self.now);
-            self.endpoint.handle_timeout(self.now);
-        }
-        self.now = end;
+        scripted::advance(&mut self.endpoint, &mut self.now, by);
     }
 
     fn empty(&mut self, kind: Kind, message_id: u16) {
