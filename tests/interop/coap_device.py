@@ -81,6 +81,15 @@ async def main():
     assert answer.code == aiocoap.CHANGED, (answer.code, answer.payload)
     answer = await request(context, aiocoap.GET, f"{base}/s?t={token}")
     assert (answer.code, answer.payload) == (aiocoap.CONTENT, long), (answer.code, len(answer.payload))
+    # BERT (RFC 8323 section 6): two blocks of 1024 bytes in the first message, the rest in the second.
+    for number, more, piece in [(0, True, long[:2048]), (2, False, long[2048:5000])]:
+        message = aiocoap.Message(code=aiocoap.PUT, uri=f"{base}/s?t={token}", payload=piece, content_format=42)
+        message.opt.block1 = aiocoap.optiontypes.BlockOption.BlockwiseTuple(number, more, 7)
+        answer = await asyncio.wait_for(context.request(message, handle_blockwise=False).response, 10)
+        assert answer.code == (aiocoap.CONTINUE if more else aiocoap.CHANGED), (answer.code, answer.payload)
+        assert (answer.opt.block1.block_number, answer.opt.block1.size_exponent) == (number, 7), answer.opt
+    answer = await request(context, aiocoap.GET, f"{base}/s?t={token}")
+    assert answer.payload == long[:5000], len(answer.payload)
     await context.shutdown()
     print("ok")
 
