@@ -331,7 +331,8 @@ fn start_control(parts: &Arc<Parts>, admin: TcpListener, spool: Spool) -> Result
         let config = parts.config.load_full();
         let downlink = Arc::new(Down(parts.gateway.clone()));
         upstream::spawn(&tasks, &parts.upstreams, &config.forward, &spool, &config.gateway.name, downlink);
-        tasks.spawn("housekeeping", housekeeping(parts.gateway.clone(), tasks.shutdown_token().clone()));
+        let proxy = Arc::new(parts.upstreams.proxy(&tasks));
+        tasks.spawn("housekeeping", housekeeping(parts.gateway.clone(), proxy, tasks.clone()));
         serve_admin(&tasks, &parts, admin, &config.admin);
         tasks.shutdown_token().cancelled().await;
         tasks.drain(CONTROL_DRAIN).await;
@@ -352,7 +353,8 @@ fn serve_admin(tasks: &Tasks, parts: &Arc<Parts>, socket: TcpListener, config: &
 }
 
 /// The work of every second.
-async fn housekeeping(gateway: Arc<Gateway>, shutdown: CancellationToken) {
+async fn housekeeping(gateway: Arc<Gateway>, proxy: Arc<upstream::Proxy>, tasks: Tasks) {
+    let shutdown = tasks.shutdown_token().clone();
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
@@ -360,7 +362,33 @@ async fn housekeeping(gateway: Arc<Gateway>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         }
         gateway.tick(Instant::now());
+        look_after_keys(&gateway, &proxy, &tasks).await;
         telemetry::upkeep();
+    }
+}
+
+/// The keys of identity providers: files that may have changed, and what is to be fetched.
+async fn look_after_keys(gateway: &Gateway, proxy: &Arc<upstream::Proxy>, tasks: &Tasks) {
+    let routes = gateway.with_rules(|rules| rules.routes.clone());
+    for route in routes.due(Instant::now()) {
+        let proxy = proxy.clone();
+        tasks.spawn("provider-keys", async move {
+            let Some(bearers) = &route.bearers else { return };
+            let (to, path) = bearers.source();
+            let fetched = upstream::fetch_keys(&proxy, to, path, gateway::Bearers::SET_BYTES_MAX).await;
+            if let Err(error) = fetched.and_then(|set| bearers.learn(&set, Instant::now())) {
+                tracing::warn!(
+                    route = &*route.name,
+                    upstream = to,
+                    error,
+                    "keys not fetched, those that were there stay"
+                );
+            }
+        });
+    }
+    if routes.read_files() {
+        // A file may be on something slow. A panic in there has been reported.
+        let _ = tokio::task::spawn_blocking(move || routes.refresh()).await;
     }
 }
 

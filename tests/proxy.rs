@@ -102,3 +102,44 @@ fn an_upgraded_connection_is_a_tunnel() {
     let head = served.join().unwrap();
     assert!(head.contains("upgrade: echo") && head.contains("x-forwarded-for: 127.0.0.1"), "{head}");
 }
+
+#[test]
+fn keys_of_a_provider_are_fetched_again_for_an_unknown_one_and_kept_while_it_is_away() {
+    const OTHER: &str = r#"{"keys":[{"kty":"oct","k":"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE"}]}"#;
+    let provider = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = provider.local_addr().unwrap();
+    let served = thread::spawn(move || {
+        let mut asked = Vec::new();
+        for set in [OTHER, include_str!("data/jwt/jwks.json")] {
+            let (mut stream, _) = provider.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{set}", set.len());
+            stream.write_all(answer.as_bytes()).unwrap();
+            asked.push(String::from_utf8(head).unwrap());
+        }
+        // Then it is gone.
+        asked
+    });
+    let extra = format!(
+        "[[upstream]]\nname = \"idp\"\nkind = \"http\"\nendpoints = [{{ url = \"http://{address}\" }}]\n\n\
+         [[route]]\nname = \"in\"\npath = \"/in\"\nanswer = {{ body = \"in\" }}\nauth = \"jwt\"\n\
+         jwt = {{ issuer = \"https://idp.example\", audiences = [\"api\"], jwks_upstream = \"idp\", jwks_path = \"/keys\", jwks_retry_secs = 1 }}\n"
+    );
+    let gateway = Gateway::start(&Wanted { extra, ..Wanted::default() });
+    let tokens: serde_json::Value = serde_json::from_str(include_str!("data/jwt/tokens.json")).unwrap();
+    let bearer = format!("Bearer {}", tokens["good_es256"].as_str().unwrap());
+    let ask = || http::once(gateway.plain, "GET", "/in", &[("authorization", &bearer)], b"").unwrap().status;
+    support::wait_until("the key is there", || ask() == 200);
+    let asked = served.join().unwrap();
+    assert!(asked.iter().all(|head| head.starts_with("GET /keys HTTP/1.1")), "{asked:?}");
+    assert_eq!(ask(), 200);
+    gateway.command_ok(&["check"]);
+    support::signal(gateway.pid(), "HUP");
+    support::wait_until("it has reloaded", || gateway.log().contains("configuration reloaded"));
+    assert_eq!(ask(), 200, "the provider is away, and its keys are kept");
+}

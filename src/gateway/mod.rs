@@ -57,8 +57,8 @@ pub use durable::InFlight;
 pub use publish::{Done, Draft, Published};
 pub use route::step::{Kept, Visit};
 pub use route::{
-    BodySize, BoxError, Dialled, Exchange, Line, ProxyBody, RateLeft, Route, RouteAuth, RouteConfig, Routes, ServedBy,
-    UpstreamFault, asked_tunnel, canonical_path, shadowed as shadowed_routes,
+    Bearers, BodySize, BoxError, Dialled, Exchange, Line, ProxyBody, RateLeft, Route, RouteAuth, RouteConfig, Routes,
+    ServedBy, UpstreamFault, asked_tunnel, canonical_path, shadowed as shadowed_routes,
 };
 pub use subscribe::{SendRetained, Subscribed};
 pub use will::Will;
@@ -231,6 +231,7 @@ impl Gateway {
     pub fn replace_rules(&self, rules: Rules) {
         let version = self.snapshot.load().version + 1;
         self.hub.waiting.set_max(rules.limits.outbox_bytes_total_max.in_memory());
+        rules.routes.take_over(&self.snapshot.load().rules.routes);
         self.snapshot.store(Arc::new(Snapshot { version, rules }));
     }
 
@@ -445,7 +446,6 @@ impl Gateway {
         self.per_rule.sweep(nanos, BUCKETS_SWEPT);
         self.per_route.sweep(nanos, BUCKETS_SWEPT);
         self.per_route_windows.sweep(nanos, BUCKETS_SWEPT);
-        self.snapshot.load().rules.routes.refresh();
         self.expire_retained(wall_ms());
         self.directory.lock().expire(now);
         self.store_cursors();

@@ -106,9 +106,31 @@ impl Routes {
         Routes(routes)
     }
 
-    /// Looks after the keys of identity providers. Reads files.
+    fn bearers(&self) -> impl Iterator<Item = &Bearers> {
+        self.0.iter().filter_map(|route| route.bearers.as_ref())
+    }
+
+    /// Whether keys of identity providers come from files.
+    pub fn read_files(&self) -> bool {
+        self.bearers().any(Bearers::reads_file)
+    }
+
+    /// Reads the files with keys of identity providers that have changed. Blocks.
     pub fn refresh(&self) {
-        self.0.iter().filter_map(|route| route.bearers.as_ref()).for_each(Bearers::refresh);
+        self.bearers().for_each(Bearers::refresh);
+    }
+
+    /// Routes whose provider is to be asked for its keys now.
+    pub fn due(&self, now: Instant) -> Vec<Arc<Route>> {
+        let is_due = |route: &&Arc<Route>| route.bearers.as_ref().is_some_and(|bearers| bearers.is_due(now));
+        self.0.iter().filter(is_due).cloned().collect()
+    }
+
+    /// Goes on with the keys that the routes before a reload had.
+    pub fn take_over(&self, old: &Routes) {
+        for bearers in self.bearers() {
+            old.bearers().for_each(|old| bearers.take_over(old));
+        }
     }
 
     pub fn is_empty(&self) -> bool {

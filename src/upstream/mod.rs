@@ -12,6 +12,7 @@ pub mod event;
 mod forwarder;
 mod health;
 mod http;
+mod keys;
 mod link;
 pub mod mqtt;
 mod pace;
@@ -48,6 +49,7 @@ use random::Random;
 use template::Template;
 
 pub use connect::{Fault as DialFault, dial};
+pub use keys::fetch as fetch_keys;
 pub use link::{BoxError, ProxyBody};
 pub use proxy::{Answer, Fault, Proxy};
 

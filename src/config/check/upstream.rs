@@ -232,6 +232,18 @@ impl Check<'_> {
 
     pub(super) fn route_upstreams(&mut self) {
         for route in &self.config.route {
+            let keys = route.jwt.as_ref().map_or("", |jwt| jwt.jwks_upstream.as_str());
+            let entries = self.document.get("upstream").map(|node| node.items()).unwrap_or_default();
+            let is_named = entries.iter().any(|entry| entry.name() == Some(keys));
+            let is_broker = self.config.upstream.iter().any(|u| u.name == keys && u.kind == Kind::Mqtt);
+            if let Some(index) =
+                self.entry("route", &route.name).filter(|_| !keys.is_empty() && (!is_named || is_broker))
+            {
+                let mut place = at("route", index, "jwt");
+                place.push(Step::Key("jwks_upstream".into()));
+                let what = if is_named { "a broker has no keys" } else { "there is no upstream of this name" };
+                self.report(&place, Problem::error(what).allowed("an upstream of kind \"http\""));
+            }
             let Some(index) = self.entry("route", &route.name).filter(|_| !route.to.is_empty()) else { continue };
             if self.named_upstream("route", index, &route.to) == Some(Kind::Mqtt) {
                 let problem = Problem::error("requests cannot be proxied to a broker");
@@ -261,6 +273,7 @@ impl Check<'_> {
         let config = self.config;
         let used: HashSet<&str> = (config.forward.iter().map(|rule| rule.to.as_str()))
             .chain(config.route.iter().map(|route| route.to.as_str()))
+            .chain(config.route.iter().filter_map(|route| Some(route.jwt.as_ref()?.jwks_upstream.as_str())))
             .collect();
         // A rule that was refused may name it.
         let all_read = ["forward", "route"].iter().all(|list| {

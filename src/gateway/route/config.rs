@@ -247,13 +247,14 @@ impl Config {
         }
         match (&self.jwt, self.auth) {
             (Some(jwt), Auth::Jwt) => {
-                if let Err(error) = jwt.read() {
-                    add("jwt", format!("jwks_file {}: {error}", jwt.jwks_file.display()));
+                if let Err(error) = jwt.check() {
+                    add("jwt", error);
                 }
             }
-            (None, Auth::Jwt) => {
-                add("auth", "\"jwt\" needs to know whose: jwt = { issuer, audiences, jwks_file }".into())
-            }
+            (None, Auth::Jwt) => add(
+                "auth",
+                "\"jwt\" needs to know whose: jwt = { issuer, audiences, jwks_file } or jwks_upstream".into(),
+            ),
             (Some(_), Auth::Device | Auth::None) => add("jwt", "only auth = \"jwt\" looks at it".into()),
             (None, Auth::Device | Auth::None) => {}
         }
@@ -383,6 +384,11 @@ mod tests {
             (json!({ "name": "a", "to": "x", "auth": "jwt" }), "auth"),
             (
                 json!({ "name": "a", "to": "x", "auth": "jwt", "jwt": { "issuer": "i", "audiences": ["a"], "jwks_file": "/nonexistent" } }),
+                "jwt",
+            ),
+            (json!({ "name": "a", "to": "x", "auth": "jwt", "jwt": { "issuer": "i", "audiences": ["a"] } }), "jwt"),
+            (
+                json!({ "name": "a", "to": "x", "auth": "jwt", "jwt": { "issuer": "i", "audiences": ["a"], "jwks_file": "x", "jwks_upstream": "y" } }),
                 "jwt",
             ),
             (json!({ "name": "a", "to": "x", "jwt": { "issuer": "i", "audiences": ["a"], "jwks_file": "x" } }), "jwt"),

@@ -40,10 +40,10 @@ async fn the_providers_tokens_open_the_route_and_others_do_not() {
     };
     std::fs::write(&file, "{}").unwrap();
     set_time(1);
-    fixture.gateway.tick(Instant::now());
+    fixture.gateway.with_rules(|rules| rules.routes.refresh());
     assert_eq!(peer.ask("GET", "/x", &good, b"").await.status, 200);
     std::fs::write(&file, r#"{"keys":[{"kty":"oct","k":"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE"}]}"#).unwrap();
     set_time(2);
-    fixture.gateway.tick(Instant::now());
+    fixture.gateway.with_rules(|rules| rules.routes.refresh());
     assert_eq!(peer.ask("GET", "/x", &good, b"").await.status, 401);
 }
