@@ -46,8 +46,8 @@ const DRIVERS: [&str; 4] = ["http", "mqtt", "websocket", "coap"];
 const ENGINES: [(&str, &[&str]); 5] = [
     ("tidegate_sniff", &["listener"]),
     ("tidegate_auth", &["identity", "gateway", "listener"]),
-    // `listener/mqtt` for `traceparent`, which is the same text in every protocol.
-    ("tidegate_http", &["listener/http", "listener/mqtt", "listener/mod", "upstream"]),
+    // `listener/mqtt` for `traceparent`, which is the same text in every protocol; the gateway's response cache for what ends at a hop.
+    ("tidegate_http", &["gateway", "listener/http", "listener/mqtt", "listener/mod", "upstream"]),
     // Its `topic` module is the grammar of the one address space, which the admin side's `tail` takes filters of.
     ("tidegate_mqtt", &["hub", "session", "listener/mqtt", "listener/websocket", "admin"]),
     ("tidegate_coap", &["listener/coap"]),

@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 
 use super::store::Memory;
 use crate::cache::response::{Entry, Key};
+use crate::gateway::wall_ms;
 
 pub(super) struct Disk {
     files: Arc<Files>,
@@ -315,11 +316,6 @@ fn content_of(entry: &Entry) -> u64 {
 
 fn blocks(bytes: u64) -> u64 {
     bytes.div_ceil(BLOCK_BYTES).max(1) * BLOCK_BYTES
-}
-
-fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Reads and writes that wait for the thread.

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use http::header::{
     AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, LAST_MODIFIED, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    IF_NONE_MATCH, LAST_MODIFIED, TE, TRAILER,
 };
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Body as _;
+use tidegate_http::hop_by_hop;
 
 use super::answer::{CACHE_STATUS, give, mark};
 use super::asked::Asked;
@@ -221,31 +222,21 @@ pub(super) fn is_trouble(status: StatusCode) -> bool {
 
 /// RFC 9111 section 3.1: without what is for one connection, or for one request.
 fn storable(mut headers: HeaderMap) -> HeaderMap {
-    let named: Vec<HeaderName> = headers
+    let named: Vec<String> = headers
         .get_all(CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .flat_map(hop_by_hop::connection_options)
         .collect();
-    for name in NOT_KEPT.iter().chain(&named) {
+    for name in hop_by_hop::NAMES.into_iter().chain(named.iter().map(String::as_str)) {
+        headers.remove(name);
+    }
+    for name in &NOT_KEPT {
         headers.remove(name);
     }
     headers
 }
 
-static NOT_KEPT: [HeaderName; 11] = [
-    CONNECTION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    CONTENT_LENGTH,
-    CACHE_STATUS,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("proxy-authenticate"),
-    HeaderName::from_static("x-request-id"),
-];
+static NOT_KEPT: [HeaderName; 5] = [TE, TRAILER, CONTENT_LENGTH, CACHE_STATUS, HeaderName::from_static("x-request-id")];
 /// What a 304 does not change.
 static OF_THE_BODY: [HeaderName; 3] = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_RANGE];
