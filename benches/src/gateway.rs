@@ -178,9 +178,9 @@ do   = ["subscribe", "read"]
 on   = ["dev/+/telemetry/#"]
 
 [[rule]]
-name = "sensors post through the proxy"
+name = "sensors use the proxy"
 who  = ["role:sensor"]
-do   = ["POST"]
+do   = ["GET", "POST"]
 on   = ["/telemetry/**"]
 "#,
     );

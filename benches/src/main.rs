@@ -1,7 +1,7 @@
 //! The benchmark suite of `docs/benchmarks.md`: Tidegate and its peers under the same load, in turn, as ratios.
 //!
 //! ```text
-//! cargo run --release -p tidegate-bench -- all|http|mqtt|coap|durable|idle|policy|path... [--seconds N] [--rounds N] [--json FILE]
+//! cargo run --release -p tidegate-bench -- all|http|proxy|mqtt|coap|durable|idle|policy|path... [--seconds N] [--rounds N] [--json FILE]
 //!                                          [--only TEXT] [--build NAME=PATH]...
 //! ```
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // figures, not addresses
@@ -20,6 +20,7 @@ mod path;
 mod peers;
 mod policy;
 mod process;
+mod proxy;
 mod report;
 
 use std::fmt;
@@ -53,8 +54,9 @@ impl std::error::Error for Failure {}
 
 type Suite = (&'static str, fn(&Options) -> Vec<Section>);
 
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     ("http", |options| vec![http::run(options)]),
+    ("proxy", |options| vec![proxy::run(options)]),
     ("mqtt", |options| vec![mqtt::run(options), mqtt::run_idle_connections(options)]),
     ("coap", |options| vec![coap::run(options)]),
     ("durable", |options| vec![durable::run(options)]),
@@ -64,7 +66,7 @@ const SUITES: [Suite; 7] = [
 ];
 
 const USAGE: &str =
-    "usage: tidegate-bench all|http|mqtt|coap|durable|idle|policy|path... [--seconds N] [--rounds N] [--json FILE] \
+    "usage: tidegate-bench all|http|proxy|mqtt|coap|durable|idle|policy|path... [--seconds N] [--rounds N] [--json FILE] \
                      [--only TEXT] [--build NAME=PATH]...
   --seconds  length of one measurement [3]
   --rounds   how often each server has its turn [3]
