@@ -105,8 +105,8 @@ gate_integration() { # tests/*.rs: layers, faults, hostile input, kill -9
   done
 }
 
-gate_interop() { # mosquitto, curl, libcoap, aiocoap, paho, MQTT.js and rumqttc against the real binary
-  need_debian mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl coap-client-notls:libcoap3-bin
+gate_interop() { # mosquitto, curl, h2load, libcoap, aiocoap, paho, MQTT.js and rumqttc against the real binary
+  need_debian mosquitto:mosquitto mosquitto_pub:mosquitto-clients curl:curl coap-client-notls:libcoap3-bin h2load:nghttp2-client haproxy:haproxy
   python_venv
   node_modules
   # shellcheck disable=SC2046
@@ -176,7 +176,7 @@ gate_demo() { # the README's first command
 }
 
 gate_bench-smoke() { # the benchmark suite runs; its times mean nothing at this length, its instruction counts have to be kept
-  need_debian mosquitto:mosquitto nginx:nginx wrk:wrk valgrind:valgrind
+  need_debian mosquitto:mosquitto nginx:nginx haproxy:haproxy wrk:wrk h2load:nghttp2-client valgrind:valgrind
   cargo build -q --release --locked -p tidegate -p tidegate-bench
   cargo run -q --release --locked -p tidegate-bench -- all --seconds "${BENCH_SECONDS:-1}" --rounds 1 </dev/null
 }

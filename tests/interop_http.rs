@@ -149,3 +149,57 @@ fn haproxys_proxy_headers_name_the_client_and_a_strangers_do_not() {
     let words = ["curl", "-sS", "-m", "20", "--noproxy", "*", "--haproxy-protocol", "--interface", "127.0.0.6", &url];
     assert!(!program(PACKAGE, &words).status.success(), "whoever is not trusted may not say who it is");
 }
+
+/// h2load's requests that were answered 2xx, of how many.
+fn h2load(words: &[&str]) -> (u64, u64) {
+    let mut all = vec!["h2load", "-t2"];
+    all.extend(words);
+    let output = program("Debian package nghttp2-client", &all);
+    assert!(output.status.success(), "{all:?}: {}", said(&output));
+    let text = stdout(&output);
+    let number = |line: &str, before: &str| -> u64 {
+        let line = text.lines().find(|l| l.starts_with(line)).unwrap_or_else(|| panic!("no {line:?} in\n{text}"));
+        let words: Vec<&str> = line.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+        let at = words.iter().position(|word| *word == before).unwrap_or_else(|| panic!("{line}"));
+        words[at - 1].parse().unwrap()
+    };
+    assert_eq!(number("requests:", "errored"), 0, "{text}");
+    (number("status codes:", "2xx"), number("requests:", "total"))
+}
+
+#[test]
+fn h2load_is_served_every_request_with_and_without_tls() {
+    let origin = support::chaos::ChaosOrigin::start();
+    let tls = support::free_address();
+    let extra = format!(
+        "[[listener]]\nname = \"tls\"\nbind = \"{tls}\"\ntransport = \"tls\"\ncertificate = \"gateway.crt\"\nkey = \"gateway.key\"\n\n\
+         [[upstream]]\nname = \"site\"\nkind = \"http\"\nendpoints = [{{ url = \"{}\" }}]\n\n\
+         [[route]]\nname = \"site\"\npath_prefix = \"/api/\"\nto = \"site\"\nauth = \"none\"\n",
+        origin.url()
+    );
+    let mut gateway = Gateway::prepare(&Wanted { extra, ..Wanted::default() });
+    for what in ["ca", "gateway"] {
+        let folder = gateway.folder.path().display().to_string();
+        let made = program("tidegate", &[env!("CARGO_BIN_EXE_tidegate"), "cert", what, "--out", &folder]);
+        assert!(made.status.success(), "{}", said(&made));
+    }
+    gateway.run();
+    let (plain, tls) = (format!("http://{}/api/Well/1", gateway.plain), format!("https://{tls}/api/Well/1"));
+    for (what, words) in [
+        ("HTTP/2, prior knowledge", &["-n4000", "-c20", "-m10", &plain][..]),
+        ("HTTP/2, ALPN", &["-n4000", "-c20", "-m10", &tls]),
+        ("one connection, many streams", &["-t1", "-n4000", "-c1", "-m100", &tls]),
+        ("small windows", &["-n1000", "-c10", "-m10", "-w10", "-W10", &plain]),
+        ("bodies", &["-n1000", "-c10", "-m10", "-d", "tidegate.toml", &plain]),
+        ("HTTP/1.1", &["--h1", "-n2000", "-c20", &plain]),
+        ("HTTP/1.1 over TLS", &["--h1", "-n2000", "-c20", &tls]),
+    ] {
+        // The body is any file; the program runs where the test does.
+        let file = gateway.path("tidegate.toml").display().to_string();
+        let words: Vec<&str> = words.iter().map(|word| if *word == "tidegate.toml" { &*file } else { *word }).collect();
+        let (well, all) = h2load(&words);
+        assert_eq!(well, all, "{what}");
+    }
+    let served = gateway.metric("tidegate_requests_total", "");
+    assert!(served >= 18_000.0, "{served}");
+}

@@ -2,6 +2,7 @@
 //! independent of our engines. Waits by polling with a deadline; stops only what it started.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod chaos;
 pub mod cloud;
 pub mod coap;
 pub mod http;
