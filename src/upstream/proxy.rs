@@ -2,7 +2,8 @@
 //!
 //! Promises: nothing is buffered beyond one frame and hyper's own windows; a request waits no longer than its deadline for the answer's head; a request
 //! is sent a second time only when the first cannot have had an effect (nothing was sent, or the method is idempotent and there is no body), to an
-//! endpoint that has not failed it, within the retry budget; an answer that breaks off is an error to whoever reads it, never a shorter answer.
+//! endpoint that has not failed it, within the retry budget, or at once over another connection where a kept one had just been closed; an answer that
+//! breaks off is an error to whoever reads it, never a shorter answer.
 //!
 //! Cost of a request on a connection in use: one short lock for the balancer, one for the pool, no task, no timer operation, two allocations (the
 //! answer's body and the buffer for what was read).
@@ -277,6 +278,7 @@ impl Lane {
         until: Instant,
         tasks: &Tasks,
     ) -> Result<(Head, Option<Box<Request<Upload>>>), Failed> {
+        let mut stale = 0;
         loop {
             let connection = match self.connection(to, until, tasks).await {
                 Ok(connection) => connection,
@@ -288,7 +290,8 @@ impl Lane {
                 }
                 return Err(Failed { fault: Fault::RequestBody, why: error.to_string(), again: None });
             }
-            let copy = self.copy(&request);
+            let is_reused = matches!(connection, Connection::Http1 { reused: true, .. });
+            let copy = self.copy(&request, is_reused);
             match connection {
                 Connection::Http1 { mut lease, reused } => match lease.link.send(request, until).await {
                     Ok(response) => return Ok((Head::Http1 { response, lease, endpoint: to.0 }, copy)),
@@ -297,12 +300,23 @@ impl Lane {
                         let why = "the connection closed at once".to_owned();
                         return Err(Failed { fault: Fault::Unreachable, why, again: Some(unsent) });
                     }
-                    Err(SendFault::Broken(fault)) => {
-                        // The body that we were given failed, not the connection.
-                        let is_ours = !matches!(fault, LinkFault::Upload(_));
-                        let blamed = if is_ours { Fault::Unreachable } else { Fault::RequestBody };
-                        return Err(Failed { fault: blamed, why: fault.to_string(), again: copy.filter(|_| is_ours) });
-                    }
+                    Err(SendFault::Broken(fault)) => match copy {
+                        // Most likely it was closed for being idle, just then (RFC 9112 section 9.3.1): no fault of the endpoint's.
+                        Some(copy) if reused && stale < STALE_MAX => {
+                            stale += 1;
+                            request = *copy;
+                        }
+                        copy => {
+                            // The body that we were given failed, not the connection.
+                            let is_ours = !matches!(fault, LinkFault::Upload(_));
+                            let blamed = if is_ours { Fault::Unreachable } else { Fault::RequestBody };
+                            return Err(Failed {
+                                fault: blamed,
+                                why: fault.to_string(),
+                                again: copy.filter(|_| is_ours),
+                            });
+                        }
+                    },
                     Err(SendFault::Timeout) => return Err(Failed::timeout(copy)),
                 },
                 Connection::Http2(mut sender) => {
@@ -325,13 +339,14 @@ impl Lane {
     }
 
     /// The same request once more, where sending it twice does no harm (RFC 9110 section 9.2.2) and costs no body.
-    fn copy(&self, request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
+    fn copy(&self, request: &Request<Upload>, is_reused: bool) -> Option<Box<Request<Upload>>> {
         let idempotent = matches!(
             *request.method(),
             Method::GET | Method::HEAD | Method::PUT | Method::DELETE | Method::OPTIONS | Method::TRACE
         );
-        if !idempotent || !request.body().is_end_stream() || self.dials.len() < 2 || self.config.retry.attempts_max < 2
-        {
+        // Another endpoint, or another connection where this one was kept.
+        let elsewhere = is_reused || self.dials.len() > 1;
+        if !idempotent || !request.body().is_end_stream() || !elsewhere || self.config.retry.attempts_max < 2 {
             return None;
         }
         let mut copy = Request::new(Upload { first: None, rest: empty() });
@@ -712,6 +727,8 @@ impl Drop for Report {
 }
 
 /// How often idle connections are looked after.
+/// Kept connections over which one request is tried, beside the last attempt.
+const STALE_MAX: u32 = 2;
 const SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// How often an upstream in trouble is mentioned in the log.
 const WARN_EVERY: Duration = Duration::from_secs(10);
