@@ -36,8 +36,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use http::header::{HOST, HeaderValue};
-use http::{Method, Request, Response, Version};
+use http::header::{CONNECTION, HOST, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -57,7 +57,7 @@ use call::{Call, Prefix};
 use headers::{Via, Whence};
 use problem::Refused;
 use seats::Seats;
-use stream::Slot;
+use stream::{Slot, Verdict};
 use strict::Strict;
 use upgrade::{Upgrade, Wire};
 
@@ -146,6 +146,8 @@ struct Facts {
     upstream: Option<Duration>,
     request_id: Option<HeaderValue>,
     cache: Option<&'static str>,
+    /// Of a body that was passed on.
+    upload: Option<Arc<Verdict>>,
 }
 
 /// One connection.
@@ -278,10 +280,16 @@ impl Connection {
         let under_way = self.activity.begin();
         let mut facts = Facts::default();
         let log = self.shared.access_log.as_ref().map(|log| log.note(self.entry(&request), began));
+        let is_http2 = request.version() == Version::HTTP_2;
         let mut response = match self.act(request, &mut facts).await {
             Ok(response) => response,
             Err(refused) => refused.response(facts.device.is_some()),
         };
+        // RFC 9112 section 9.6: hyper closes where it has not read a body to its end, and the client is to know before it sends the next request.
+        let is_cut = facts.upload.as_ref().is_some_and(|upload| !upload.is_whole());
+        if is_cut && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         meters().request(response.status().as_u16(), began.elapsed());
         if let Some(log) = log {
             facts.complete(log, &mut response);

@@ -198,6 +198,7 @@ impl Connection {
             ProxyBody::new(Empty::new().map_err(|never| match never {}))
         } else {
             let patience = millis(self.limits.body_timeout_ms);
+            facts.upload = Some(verdict.clone());
             ProxyBody::new(Upload::new(body, bytes_max, patience, verdict.clone()))
         };
         let key = balancing_key(self.conn.peer.ip());

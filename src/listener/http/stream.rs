@@ -29,7 +29,7 @@ pub struct Upload {
     verdict: Arc<Verdict>,
 }
 
-/// Why an upload was broken off, for the answer: the upstream's side only sees a body that failed.
+/// What became of an upload, for the answer: the upstream's side only sees a body that failed.
 #[derive(Debug, Default)]
 pub struct Verdict(AtomicU8);
 
@@ -37,6 +37,12 @@ impl Verdict {
     const TOO_LARGE: u8 = 1;
     const TIMEOUT: u8 = 2;
     const BROKEN: u8 = 3;
+    const WHOLE: u8 = 4;
+
+    /// Whether all of it has been read, so that the connection is where the next request begins.
+    pub fn is_whole(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::WHOLE
+    }
 
     /// What the client is told; `None` if its body was never at fault. `bytes_max` is by which key.
     pub fn refused(&self, limit: &'static str, bytes_max: u64) -> Option<Refused> {
@@ -74,7 +80,10 @@ impl hyper::body::Body for Upload {
                 }
                 Poll::Ready(Some(Err(self.fail(Verdict::TIMEOUT, "request body does not come"))))
             }
-            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(None) => {
+                self.verdict.0.store(Verdict::WHOLE, Ordering::Relaxed);
+                Poll::Ready(None)
+            }
             Poll::Ready(Some(Err(_))) => {
                 Poll::Ready(Some(Err(self.fail(Verdict::BROKEN, "request body ends early or is malformed"))))
             }
@@ -84,6 +93,9 @@ impl hyper::body::Body for Upload {
                 match self.left.checked_sub(bytes) {
                     Some(left) => self.left = left,
                     None => return Poll::Ready(Some(Err(self.fail(Verdict::TOO_LARGE, "request body is too large")))),
+                }
+                if self.body.is_end_stream() {
+                    self.verdict.0.store(Verdict::WHOLE, Ordering::Relaxed);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
