@@ -145,7 +145,8 @@ impl Bearers {
         let pause = Duration::from_secs(self.config.jwks_retry_secs.into());
         let is_time = fetches.next.is_none_or(|next| now >= next);
         let is_allowed = fetches.last.is_none_or(|last| now >= last + pause);
-        if !is_time && !(is_allowed && self.is_unknown.load(Ordering::Relaxed)) {
+        let is_due = is_time || is_allowed && self.is_unknown.load(Ordering::Relaxed);
+        if !is_due {
             return false;
         }
         self.is_unknown.store(false, Ordering::Relaxed);
