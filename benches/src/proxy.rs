@@ -253,7 +253,7 @@ fn peer_before(peer: Peer, origin: SocketAddr, folder: &Path, pem: &str, load: &
         Peer::Haproxy => {
             let config = of_server.path().join("config");
             let text = format!(
-                "global\n  nbthread 1\n  maxconn 10500\n  ulimit-n 20000\n  ssl-server-verify none\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
+                "global\n  nbthread 1\n  maxconn 10500\n  no strict-limits\n  ssl-server-verify none\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  \
                  option http-keep-alive\n  http-reuse always\nfrontend front\n  bind {plain}\n  bind {tls} ssl crt {pem} alpn h2,http/1.1\n  option forwardfor\n  \
                  default_backend origin\nbackend origin\n  server origin {origin} maxconn 1000\n"
             );
