@@ -138,7 +138,7 @@ fn an_endpoint_that_does_not_connect_costs_no_more_than_the_deadline() {
     let (refuses, silent) = (format!("http://{refuses}"), format!("http://{silent}"));
     let extra = [
         upstream("refused", &[refuses.clone()], ""),
-        upstream("silent", &[silent.clone()], ""),
+        upstream("silent", std::slice::from_ref(&silent), ""),
         upstream("api", &[refuses, silent, origin.url()], "balance = \"round_robin\""),
     ];
     let gateway = Gateway::start(&Wanted { extra: extra.concat(), ..Wanted::default() });

@@ -155,7 +155,7 @@ impl Load {
                 let (server, login) = Gateway::prepare(binary, setup)?.start()?;
                 let token = if self.cached { None } else { Some(login.bearer(server.address, "/gw", 0)?) };
                 let address = server.address;
-                Started { server, plain: address, tls, token }
+                Started { server, plain: address, tls, token, is_cached: self.cached }
             }
         };
         let address = if self.transport == Transport::Http1 { started.plain } else { started.tls };
@@ -169,11 +169,14 @@ struct Started {
     plain: SocketAddr,
     tls: SocketAddr,
     token: Option<String>,
+    is_cached: bool,
 }
 
 impl Started {
     fn header(&self) -> String {
-        format!("Authorization: Bearer {}", self.token.as_deref().unwrap_or("x"))
+        // A shared cache gives nothing to who shows a token (RFC 9111 section 3.5), so there is none where a cache is measured.
+        let name = if self.is_cached { "X-Token" } else { "Authorization" };
+        format!("{name}: Bearer {}", self.token.as_deref().unwrap_or("x"))
     }
 }
 
@@ -268,7 +271,7 @@ fn peer_before(peer: Peer, origin: SocketAddr, folder: &Path, pem: &str, load: &
         }
         Peer::Mosquitto | Peer::Rumqttd | Peer::Libcoap => return Err(Failure::new("no proxy")),
     };
-    Ok(Started { server: Server::new(process, plain, of_server), plain, tls, token: None })
+    Ok(Started { server: Server::new(process, plain, of_server), plain, tls, token: None, is_cached: load.cached })
 }
 
 /// `program` on the load's core.
