@@ -137,7 +137,7 @@ fn an_endpoint_that_does_not_connect_costs_no_more_than_the_deadline() {
         (0..4).map(|_| std::net::TcpStream::connect_timeout(&silent, Duration::from_millis(200))).collect();
     let (refuses, silent) = (format!("http://{refuses}"), format!("http://{silent}"));
     let extra = [
-        upstream("refused", &[refuses.clone()], ""),
+        upstream("refused", std::slice::from_ref(&refuses), ""),
         upstream("silent", std::slice::from_ref(&silent), ""),
         upstream("api", &[refuses, silent, origin.url()], "balance = \"round_robin\""),
     ];

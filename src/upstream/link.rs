@@ -16,6 +16,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body, Frame, SizeHint};
 use tidegate_http::body::{Decoder, Length, Piece};
 use tidegate_http::request::write_head;
@@ -36,6 +37,12 @@ pub type ProxyBody = UnsyncBoxBody<Bytes, BoxError>;
 pub struct Upload {
     pub first: Option<Frame<Bytes>>,
     pub rest: ProxyBody,
+}
+
+impl Upload {
+    pub fn empty() -> Self {
+        Upload { first: None, rest: ProxyBody::new(Empty::new().map_err(|never| match never {})) }
+    }
 }
 
 impl Body for Upload {
@@ -81,6 +88,8 @@ pub struct Link {
     out: Out,
     /// What is still to be sent of a request.
     upload: Option<Upload>,
+    /// Its last chunk has been put behind what is to be sent; its end is still to be heard of.
+    upload_ended: bool,
     /// Bytes of it, where its head has said how many.
     upload_left: Option<u64>,
     /// The trailers that its head has announced, in lower case; others are not passed on: nobody downstream expects them.
@@ -98,8 +107,8 @@ pub struct Link {
 
 /// Why there is no answer.
 pub enum SendFault {
-    /// Nothing of the request was sent; here it is.
-    Unsent(Box<Request<Upload>>),
+    /// Nothing of the request was sent; it is whole.
+    Unsent,
     Broken(Fault),
     /// The deadline passed.
     Timeout,
@@ -151,6 +160,7 @@ impl Link {
             read: BytesMut::new(),
             out: Out::default(),
             upload: None,
+            upload_ended: false,
             upload_left: None,
             announced: Vec::new(),
             method: Method::GET,
@@ -172,44 +182,40 @@ impl Link {
         self.keep_alive && self.broken.is_none() && self.answer.is_ended() && self.is_sent() && self.read.is_empty()
     }
 
-    /// Sends a request in origin-form and waits for the answer's head. Its body is then to be read with [`Link::poll_body`].
+    /// Sends a request in origin-form and waits for the answer's head. The answer's body is then to be read with [`Link::poll_body`].
+    ///
+    /// Takes the request's body, unless it comes back [`SendFault::Unsent`].
     ///
     /// # Cancel safety
     /// Dropped, the request may have been sent; the link has to be dropped with it.
-    pub async fn send(&mut self, request: Request<Upload>, deadline: Instant) -> Result<Response<()>, SendFault> {
-        let (parts, mut upload) = request.into_parts();
-        let length = upload.size_hint().exact().map_or(Length::Chunked, Length::Exactly);
-        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        write_head(&mut self.out.head, &parts.method, target, &parts.headers, length);
-        self.method = parts.method.clone();
-        self.upload_left = upload.size_hint().exact();
+    pub async fn send(&mut self, request: &mut Request<Upload>, deadline: Instant) -> Result<Response<()>, SendFault> {
+        let bytes = request.body().size_hint().exact();
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let length = bytes.map_or(Length::Chunked, Length::Exactly);
+        write_head(&mut self.out.head, request.method(), target, request.headers(), length);
+        self.method = request.method().clone();
+        self.upload_left = bytes;
+        self.upload_ended = false;
         self.announced.clear();
-        let names = parts.headers.get_all(TRAILER).iter().filter_map(|names| names.to_str().ok());
+        let names = request.headers().get_all(TRAILER).iter().filter_map(|names| names.to_str().ok());
         self.announced.extend(names.flat_map(|names| names.split(',')).map(|name| name.trim().to_ascii_lowercase()));
         // What has been read already leaves with the head.
-        let first = upload.first.take();
-        let begun = match first.as_ref().and_then(Frame::data_ref) {
-            Some(data) => self.put(data.clone()),
-            None => Ok(()),
-        };
-        begun.map_err(SendFault::Broken)?;
+        let first = request.body().first.as_ref().and_then(Frame::data_ref).cloned();
+        first.map_or(Ok(()), |data| self.put(data)).map_err(SendFault::Broken)?;
         let written = std::future::poll_fn(|cx| match self.out.poll_once(&mut self.stream, cx) {
             Poll::Ready(written) => Poll::Ready(Some(written)),
             Poll::Pending => self.timer.poll_past(cx, deadline.into()).map(|()| None),
         });
         match written.await {
             Some(Ok(())) => {}
-            Some(Err(_)) => {
-                upload.first = first;
-                return Err(SendFault::Unsent(Box::new(Request::from_parts(parts, upload))));
-            }
+            Some(Err(_)) => return Err(SendFault::Unsent),
             None => return Err(SendFault::Timeout),
         }
+        let mut upload = std::mem::replace(request.body_mut(), Upload::empty());
         // Trailers that came first are still to be sent.
-        upload.first = first.filter(|frame| !frame.is_data());
+        upload.first = upload.first.filter(|frame| !frame.is_data());
         let is_over = self.upload_left == Some(0) && upload.is_end_stream();
         self.upload = (!is_over).then_some(upload);
-        drop(parts);
         let answered = std::future::poll_fn(|cx| match self.poll_head(cx) {
             Poll::Ready(head) => Poll::Ready(Some(head)),
             Poll::Pending => self.timer.poll_past(cx, deadline.into()).map(|()| None),
@@ -314,7 +320,10 @@ impl Link {
                     Ok(data) => self.put(data)?,
                     Err(frame) => self.end_upload(frame.into_trailers().ok())?,
                 },
-                Poll::Ready(None) => self.end_upload(None)?,
+                Poll::Ready(None) => {
+                    self.end_upload(None)?;
+                    self.upload = None;
+                }
                 Poll::Ready(Some(Err(error))) => return Err(Fault::Upload(error)),
             }
         }
@@ -322,13 +331,16 @@ impl Link {
     }
 
     fn is_sent(&self) -> bool {
-        self.out.is_empty() && (self.upload.is_none() || self.upload_left == Some(0))
+        self.out.is_empty() && (self.upload.is_none() || self.upload_ended || self.upload_left == Some(0))
     }
 
     /// Puts a piece of the request's body behind what is to be sent.
     fn put(&mut self, data: Bytes) -> Result<(), Fault> {
         if data.is_empty() {
             return Ok(());
+        }
+        if self.upload_ended {
+            return Err(Fault::Upload(WRONG_LENGTH.into()));
         }
         match &mut self.upload_left {
             Some(left) => {
@@ -348,11 +360,11 @@ impl Link {
     }
 
     fn end_upload(&mut self, trailers: Option<HeaderMap>) -> Result<(), Fault> {
-        self.upload = None;
         match self.upload_left {
             Some(0) => return Ok(()),
             Some(_) => return Err(Fault::Upload(WRONG_LENGTH.into())),
-            None => {}
+            None if self.upload_ended => return Ok(()),
+            None => self.upload_ended = true,
         }
         let out = &mut self.out.head;
         out.extend_from_slice(b"0\r\n");

@@ -290,37 +290,38 @@ impl Lane {
                 }
                 return Err(Failed { fault: Fault::RequestBody, why: error.to_string(), again: None });
             }
-            let is_reused = matches!(connection, Connection::Http1 { reused: true, .. });
-            let copy = self.copy(&request, is_reused);
+            let is_repeatable = self.is_repeatable(&request);
             match connection {
-                Connection::Http1 { mut lease, reused } => match lease.link.send(request, until).await {
-                    Ok(response) => return Ok((Head::Http1 { response, lease, endpoint: to.0 }, copy)),
-                    Err(SendFault::Unsent(unsent)) if reused => request = *unsent,
-                    Err(SendFault::Unsent(unsent)) => {
-                        let why = "the connection closed at once".to_owned();
-                        return Err(Failed { fault: Fault::Unreachable, why, again: Some(unsent) });
+                Connection::Http1 { mut lease, reused } => match lease.link.send(&mut request, until).await {
+                    Ok(response) => {
+                        let again = (is_repeatable && is_gateway_trouble(response.status())).then(|| Box::new(request));
+                        return Ok((Head::Http1 { response, lease, endpoint: to.0 }, again));
                     }
-                    Err(SendFault::Broken(fault)) => match copy {
-                        // Most likely it was closed for being idle, just then (RFC 9112 section 9.3.1): no fault of the endpoint's.
-                        Some(copy) if reused && stale < STALE_MAX => {
-                            stale += 1;
-                            request = *copy;
-                        }
-                        copy => {
-                            // The body that we were given failed, not the connection.
-                            let is_ours = !matches!(fault, LinkFault::Upload(_));
-                            let blamed = if is_ours { Fault::Unreachable } else { Fault::RequestBody };
-                            return Err(Failed {
-                                fault: blamed,
-                                why: fault.to_string(),
-                                again: copy.filter(|_| is_ours),
-                            });
-                        }
-                    },
-                    Err(SendFault::Timeout) => return Err(Failed::timeout(copy)),
+                    Err(SendFault::Unsent) if reused => {}
+                    Err(SendFault::Unsent) => {
+                        let why = "the connection closed at once".to_owned();
+                        return Err(Failed { fault: Fault::Unreachable, why, again: Some(Box::new(request)) });
+                    }
+                    // Most likely it was closed for being idle, just then (RFC 9112 section 9.3.1): no fault of the endpoint's.
+                    Err(SendFault::Broken(LinkFault::Closed | LinkFault::Io(_)))
+                        if reused && is_repeatable && stale < STALE_MAX =>
+                    {
+                        stale += 1;
+                    }
+                    Err(SendFault::Broken(fault)) => {
+                        // The body that we were given failed, not the connection.
+                        let is_ours = !matches!(fault, LinkFault::Upload(_));
+                        let blamed = if is_ours { Fault::Unreachable } else { Fault::RequestBody };
+                        let again = (is_repeatable && is_ours).then(|| Box::new(request));
+                        return Err(Failed { fault: blamed, why: fault.to_string(), again });
+                    }
+                    Err(SendFault::Timeout) => {
+                        return Err(Failed::timeout(is_repeatable.then(|| Box::new(request))));
+                    }
                 },
                 Connection::Http2(mut sender) => {
                     let dial = self.dials.get(to.0).ok_or_else(|| Failed::timeout(None))?;
+                    let copy = (is_repeatable && self.dials.len() > 1).then(|| copy(&request));
                     let sending = sender.try_send_request(for_http2(request, dial));
                     return match tokio::time::timeout_at(until.into(), sending).await {
                         Ok(Ok(response)) => Ok((Head::Http2(response), copy)),
@@ -338,22 +339,13 @@ impl Lane {
         }
     }
 
-    /// The same request once more, where sending it twice does no harm (RFC 9110 section 9.2.2) and costs no body.
-    fn copy(&self, request: &Request<Upload>, is_reused: bool) -> Option<Box<Request<Upload>>> {
+    /// Whether sending a request twice does no harm (RFC 9110 section 9.2.2) and costs no body.
+    fn is_repeatable(&self, request: &Request<Upload>) -> bool {
         let idempotent = matches!(
             *request.method(),
             Method::GET | Method::HEAD | Method::PUT | Method::DELETE | Method::OPTIONS | Method::TRACE
         );
-        // Another endpoint, or another connection where this one was kept.
-        let elsewhere = is_reused || self.dials.len() > 1;
-        if !idempotent || !request.body().is_end_stream() || !elsewhere || self.config.retry.attempts_max < 2 {
-            return None;
-        }
-        let mut copy = Request::new(Upload { first: None, rest: empty() });
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        Some(Box::new(copy))
+        idempotent && request.body().is_end_stream() && self.config.retry.attempts_max > 1
     }
 
     async fn connection(
@@ -509,6 +501,15 @@ impl Failed {
     fn timeout(again: Option<Box<Request<Upload>>>) -> Self {
         Failed { fault: Fault::Timeout, why: "no answer in time".into(), again }
     }
+}
+
+/// The same request without a body once more.
+fn copy(request: &Request<Upload>) -> Box<Request<Upload>> {
+    let mut copy = Request::new(Upload::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Box::new(copy)
 }
 
 /// A gateway's own trouble, which another endpoint may not have.
@@ -726,9 +727,9 @@ impl Drop for Report {
     }
 }
 
-/// How often idle connections are looked after.
 /// Kept connections over which one request is tried, beside the last attempt.
 const STALE_MAX: u32 = 2;
+/// How often idle connections are looked after.
 const SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// How often an upstream in trouble is mentioned in the log.
 const WARN_EVERY: Duration = Duration::from_secs(10);

@@ -126,7 +126,7 @@ async fn a_large_body_arrives_whole_both_ways() {
 #[tokio::test]
 async fn connections_are_reused_and_a_closed_one_is_replaced() {
     let backend = Backend::start(Mood::Well).await;
-    let (proxy, upstreams) = proxy(&[backend.url()], json!({}));
+    let (proxy, upstreams) = proxy(&[backend.url()], json!({ "request_timeout_ms": 30000 }));
     for n in 0..20 {
         assert_eq!(ask(&proxy, Method::POST, "/x", &n.to_string()).await, Ok((200, "ok".into())));
     }
